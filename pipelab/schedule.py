@@ -1,0 +1,184 @@
+"""What is a schedule? For each rank the order of its work, and nothing else: no time, no idle slots, nothing live.
+
+Read next: `schedules/` (how the published ones are written), then `dependencies` (what must come before what).
+"""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from pipelab.action import COMPUTE, Action, Element, Pair, parse_element, parts
+from pipelab.placement import Placement
+
+Letter = tuple[int, str]
+"""(stage, kind): an action before its micro-batch is counted."""
+
+MOST_ACTIONS = 20_000_000
+_TORCH_PAIR = re.compile(r"\((\w+);(\w+)\)OVERLAP_F_B", re.ASCII)
+
+
+class ScheduleError(ValueError):
+    """A schedule that cannot run: `.reasons` is a list of sentences, and the text adds the grid with the place marked."""
+
+    def __init__(self, reasons: Sequence[str], grid: str = "") -> None:
+        self.reasons = list(reasons)
+        super().__init__("\n".join([*self.reasons, grid]).rstrip())
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """For each rank, the sequence of its actions; the one object that is judged, simulated, run and drawn.
+
+    >>> schedule = Schedule.from_text("0F0 0B0\\n1F0 1B0")
+    >>> schedule.ranks, schedule.stages, schedule.microbatches
+    (2, 2, 1)
+    """
+
+    name: str
+    placement: Placement
+    microbatches: int
+    rows: tuple[tuple[Element, ...], ...]
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks, P."""
+        return self.placement.ranks
+
+    @property
+    def stages(self) -> int:
+        """Number of stages, S."""
+        return self.placement.stages
+
+    def actions(self) -> Iterator[tuple[int, int, Action]]:
+        """Every action with its rank and its position in the row (the two actions of a pair share one)."""
+        for rank, row in enumerate(self.rows):
+            for position, element in enumerate(row):
+                for action in parts(element):
+                    yield rank, position, action
+
+    @classmethod
+    def from_words(
+        cls, name: str, placement: Placement, microbatches: int, word: Callable[[int], Iterable[Letter]]
+    ) -> "Schedule":
+        """Build the rows from one word a rank, `word(rank)`: micro-batch numbers follow by counting each letter.
+
+        >>> print(Schedule.from_words("demo", Placement.loop(1), 2, lambda rank: [(0, "F"), (0, "B")] * 2))
+        0F0 0B0 0F1 0B1
+        """
+        refuse_too_many(placement.stages, microbatches)
+        return cls(name, placement, microbatches, tuple(_counted(word(rank)) for rank in range(placement.ranks)))
+
+    def to_text(self) -> str:
+        """One line a rank, actions separated by blanks.
+
+        >>> Schedule.from_text("0F0 0B0").to_text()
+        '0F0 0B0'
+        """
+        return "\n".join(" ".join(map(str, row)) for row in self.rows)
+
+    __str__ = to_text
+
+    @classmethod
+    def from_text(cls, text: str, name: str = "custom") -> "Schedule":
+        """Read rows as `to_text` writes them (blank lines and `#` comments are skipped).
+
+        The placement is inferred: a stage belongs to the rank that holds most of its actions, on a tie the lowest.
+        Raises ScheduleError that names rank, position and word.
+
+        >>> Schedule.from_text("0F0 1F0 1I0 0I0 1W0 0W0").placement.rank_of
+        (0, 0)
+        """
+        lines = [line.split("#")[0].split() for line in text.splitlines()]
+        return cls._from_cells(name, [line for line in lines if line])
+
+    def to_csv(self) -> str:
+        """The compute-only CSV that PyTorch's pipeline runtime loads: one line a rank.
+
+        >>> Schedule.from_text("0F0 0B0").to_csv()
+        '0F0,0B0\\n'
+        """
+        return "".join(",".join(map(_torch_text, row)) + "\n" for row in self.rows)
+
+    @classmethod
+    def from_csv(cls, text: str, name: str = "custom") -> "Schedule":
+        """Read PyTorch's compute-only CSV (empty cells, its idle slots, are dropped). Raises ScheduleError.
+
+        >>> Schedule.from_csv("0F0,,0B0").to_text()
+        '0F0 0B0'
+        """
+        lines = csv.reader(io.StringIO(text))
+        cells = [[_TORCH_PAIR.sub(r"\1+\2", cell.strip()) for cell in line if cell.strip()] for line in lines]
+        return cls._from_cells(name, [line for line in cells if line])
+
+    @classmethod
+    def _from_cells(cls, name: str, cells: list[list[str]]) -> "Schedule":
+        rows = tuple(
+            tuple(_parse_cell(word, rank, position) for position, word in enumerate(line))
+            for rank, line in enumerate(cells)
+        )
+        if not rows:
+            raise ScheduleError(["there is no action in this text; write one line a rank, as in: 0F0 0B0"])
+        actions = [(rank, action) for rank, row in enumerate(rows) for element in row for action in parts(element)]
+        stages = 1 + max(action.stage for _, action in actions)
+        microbatches = 1 + max(action.microbatch for _, action in actions)
+        refuse_too_many(max(stages, len(rows)), microbatches)
+        votes = [[0] * len(rows) for _ in range(stages)]
+        for rank, action in actions:
+            votes[action.stage][rank] += 1
+        return cls(name, Placement.from_votes(len(rows), votes), microbatches, rows)
+
+
+def refuse_too_many(stages: int, microbatches: int) -> None:
+    """Raise ValueError when a schedule would have more than 20 million actions (F and B of every pair)."""
+    if 2 * stages * microbatches > MOST_ACTIONS:
+        raise ValueError(
+            f"{stages} stages x {microbatches} micro-batches are more than {MOST_ACTIONS // 10**6} million actions;"
+            " ask for fewer micro-batches or stages"
+        )
+
+
+def stagger(*streams: tuple[Sequence[Letter], int]) -> list[Letter]:
+    """Merge streams of letters that start late: at slot t each stream, in turn, gives its letter t - delay.
+
+    One dial: a backward stream that starts after 0 forwards is naive, after P-1-r is 1F1B, after M is GPipe.
+
+    >>> f, b = (0, "F"), (0, "B")
+    >>> "".join(kind for _, kind in stagger(([f] * 3, 0), ([b] * 3, 1)))
+    'FFBFBB'
+    """
+    slots = max(delay + len(letters) for letters, delay in streams)
+    return [
+        letters[slot - delay]
+        for slot in range(slots)
+        for letters, delay in streams
+        if 0 <= slot - delay < len(letters)
+    ]
+
+
+def _counted(word: Iterable[Letter]) -> tuple[Action, ...]:
+    count: dict[Letter, int] = {}
+    row = []
+    for stage, kind in word:
+        microbatch = count.get((stage, kind), 0)
+        count[stage, kind] = microbatch + 1
+        row.append(Action(stage, kind, microbatch))
+    return tuple(row)
+
+
+def _parse_cell(word: str, rank: int, position: int) -> Element:
+    try:
+        element = parse_element(word)
+    except ValueError as error:
+        raise ScheduleError([f"rank {rank}, position {position}: {error}"]) from None
+    for action in parts(element):
+        if action.kind not in COMPUTE:
+            raise ScheduleError(
+                [f"rank {rank}, position {position}: {action} is a message; a schedule holds F, B, I and W only"]
+            )
+    return element
+
+
+def _torch_text(element: Element) -> str:
+    return f"({element.first};{element.second})OVERLAP_F_B" if isinstance(element, Pair) else str(element)
