@@ -1,0 +1,184 @@
+"""What happened when? Spans on a common clock, the three bubbles and the micro-batches in flight.
+
+A trace comes from the simulator, from a run in virtual time or from a run in wall-clock time; `.clock` says which.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import NamedTuple
+
+from pipelab.action import Action, B, Element, F, I, W, parse_element, parts
+
+Number = int | float | Fraction
+
+LANES = ("compute", "send", "recv", "collective", "memory")
+CLOCKS = ("simulated", "virtual", "wall")
+BUBBLES = ("step", "span", "overhead")
+
+
+class Span(NamedTuple):
+    """One action (or pair) on one rank from `start` to `end`; `waiting_for` is what it last waited for, if it waited.
+
+    In the send lane a span is a message in flight (departure to arrival), in the recv lane the receiver's wait.
+    """
+
+    rank: int
+    lane: str
+    action: Element
+    start: Number
+    end: Number
+    waiting_for: Action | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The spans of one step of a schedule on P ranks. Times are in the unit of the costs, or in seconds.
+
+    *busy* is F, B, I, W and R only; *ideal* is the busy time of the busiest rank.
+
+    >>> from pipelab import Costs, build, simulate
+    >>> trace = simulate(build("1f1b", ranks=4, microbatches=8), Costs.uniform())
+    >>> trace.makespan, trace.bubble("step"), trace.peak_in_flight
+    (33, Fraction(3, 11), (4, 3, 2, 1))
+    """
+
+    schedule: str
+    clock: str
+    chunks: tuple[int, ...]
+    spans: tuple[Span, ...]
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks, P."""
+        return len(self.chunks)
+
+    @cached_property
+    def compute(self) -> tuple[tuple[Span, ...], ...]:
+        """The compute spans of each rank in the order of execution."""
+        rows: list[list[Span]] = [[] for _ in range(self.ranks)]
+        for span in self.spans:
+            if span.lane == "compute":
+                rows[span.rank].append(span)
+        return tuple(map(tuple, rows))
+
+    @cached_property
+    def busy(self) -> tuple[Number, ...]:
+        """Busy time of each rank."""
+        return tuple(plain(sum(span.end - span.start for span in row)) for row in self.compute)
+
+    @property
+    def makespan(self) -> Number:
+        """From the first start to the last end of any compute action."""
+        rows = [row for row in self.compute if row]
+        return plain(max(row[-1].end for row in rows) - min(row[0].start for row in rows)) if rows else 0
+
+    @property
+    def span(self) -> Number:
+        """The longest time from a rank's own first start to its own last end (the zero-bubble papers' cost)."""
+        return plain(max((row[-1].end - row[0].start for row in self.compute if row), default=0))
+
+    def bubble(self, kind: str) -> Number:
+        """The idle share, by one of three definitions that are never to be mixed.
+
+        `step`: 1 - busy / (P x makespan). `span`: 1 - ideal / span. `overhead`: makespan / ideal - 1.
+        Raises ValueError for another word.
+
+        >>> from pipelab import Costs, build, simulate
+        >>> trace = simulate(build("gpipe", ranks=4, microbatches=8), Costs.uniform())
+        >>> [str(trace.bubble(kind)) for kind in ("step", "span", "overhead")]
+        ['3/11', '3/11', '3/8']
+        """
+        if kind not in BUBBLES:
+            raise ValueError(f"a bubble is 'step', 'span' or 'overhead': got {kind!r}")
+        ideal = max(self.busy)
+        if not ideal:
+            return 0
+        if kind == "step":
+            return 1 - ratio(sum(self.busy), self.ranks * self.makespan)
+        return 1 - ratio(ideal, self.span) if kind == "span" else ratio(self.makespan, ideal) - 1
+
+    def bubbles(self) -> dict[str, Number]:
+        """All three bubbles by name."""
+        return {kind: self.bubble(kind) for kind in BUBBLES}
+
+    @property
+    def peak_in_flight(self) -> tuple[Number, ...]:
+        """Most micro-batches held at once by each rank, from the start of F to the end of B or W; a chunk counts 1/V."""
+        return self._peaks({B, W})
+
+    @property
+    def peak_until_input(self) -> tuple[Number, ...]:
+        """As `peak_in_flight`, but released at the end of B or I (the papers' M_B convention)."""
+        return self._peaks({B, I})
+
+    def _peaks(self, releases: set[str]) -> tuple[Number, ...]:
+        peaks = []
+        for row, chunks in zip(self.compute, self.chunks, strict=True):
+            held = most = 0
+            for span in row:
+                kinds = [action.kind for action in parts(span.action)]
+                held += kinds.count(F)
+                most = max(most, held)
+                held -= sum(kind in releases for kind in kinds)
+            peaks.append(plain(Fraction(most, max(chunks, 1))))
+        return tuple(peaks)
+
+    def to_json(self) -> str:
+        """The trace as one JSON object; fractions become floats.
+
+        >>> from pipelab import Costs, build, simulate
+        >>> trace = simulate(build("gpipe", ranks=2, microbatches=2), Costs.uniform())
+        >>> Trace.from_json(trace.to_json()) == trace
+        True
+        """
+        spans = [
+            [s.rank, s.lane, str(s.action), number(s.start), number(s.end), s.waiting_for and str(s.waiting_for)]
+            for s in self.spans
+        ]
+        return json.dumps(
+            {"schedule": self.schedule, "clock": self.clock, "chunks": self.chunks, "spans": spans}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Trace":
+        """Read what `to_json` wrote. Raises ValueError with one sentence when the text is something else."""
+        try:
+            data = json.loads(text)
+            spans = tuple(
+                Span(rank, lane, parse_element(action), start, end, Action.parse(waited) if waited else None)
+                for rank, lane, action, start, end, waited in data["spans"]
+            )
+            return cls(data["schedule"], data["clock"], tuple(data["chunks"]), spans)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"this is not a pipelab trace ({error}); write one with Trace.to_json()") from None
+
+
+def median_trace(traces: Iterable[Trace]) -> Trace:
+    """The trace whose makespan is the (lower) median: one real step that stands for several."""
+    ordered = sorted(traces, key=lambda trace: trace.makespan)
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def ratio(part: Number, whole: Number) -> Number:
+    """part / whole, as a Fraction where both are exact."""
+    if isinstance(part, float) or isinstance(whole, float):
+        return float(part) / float(whole)
+    return Fraction(part) / whole
+
+
+def plain(value: Number) -> Number:
+    """An int where a Fraction comes out even."""
+    return value.numerator if isinstance(value, Fraction) and value.denominator == 1 else value
+
+
+def number(value: Number) -> int | float:
+    """As JSON prints it: an int where exact, else a float.
+
+    >>> number(Fraction(6, 2)), number(Fraction(1, 4))
+    (3, 0.25)
+    """
+    value = plain(value)
+    return float(value) if isinstance(value, Fraction) else value
