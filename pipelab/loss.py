@@ -1,0 +1,43 @@
+"""How is the loss of a step shared among its micro-batches? By targets, once, where the loss is computed.
+
+A micro-batch with n of the step's N targets adds mean-loss x n/N. So uneven micro-batches and ignored targets are
+exact, and no gradient is ever divided.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(output, target) -> mean over the targets, as PyTorch's own loss functions give it."""
+
+IGNORED = -100
+"""The class index that `torch.nn.functional.cross_entropy` leaves out."""
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats: logits [..., classes], targets [...] of class indices; -100 is left out.
+
+    >>> round(cross_entropy(torch.zeros(2, 3, 256), torch.zeros(2, 3, dtype=torch.int64)).item(), 4)
+    5.5452
+    """
+    return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED)
+
+
+def count_targets(targets: Tensor) -> int:
+    """How many targets the mean of a loss runs over: class indices other than -100, or all numbers of a tensor.
+
+    >>> count_targets(torch.tensor([3, -100, 5])), count_targets(torch.zeros(2, 3))
+    (2, 6)
+    """
+    return targets.numel() if targets.is_floating_point() else int((targets != IGNORED).sum())
+
+
+def weighted_loss(loss: Loss, output: Tensor, target: Tensor, total: int) -> Tensor:
+    """The share of one micro-batch in the loss of a step with `total` targets; zero where it has no target."""
+    count = count_targets(target)
+    if count == 0:
+        return output.sum() * 0
+    return loss(output, target) * (count / max(total, 1))

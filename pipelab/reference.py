@@ -1,0 +1,43 @@
+"""What should the numbers be? The uncut model on one device, under plain autograd: no stages, no workers, no pipeline."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from pipelab.loss import Loss, count_targets, cross_entropy, weighted_loss
+from pipelab.randomness import Randomness
+
+
+def train_uncut(
+    model: nn.Sequential,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    microbatches: int,
+    optimizer: torch.optim.Optimizer,
+    *,
+    loss: Loss = cross_entropy,
+    seed: int = 0,
+) -> list[float]:
+    """Train on each batch, its micro-batches accumulated in the order 0..M-1; gives the loss of each step.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3))
+    >>> batch = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
+    >>> len(train_uncut(model, [batch], 2, torch.optim.SGD(model.parameters())))
+    1
+    """
+    randomness = Randomness(seed)
+    losses = []
+    for step, (inputs, targets) in enumerate(batches):
+        optimizer.zero_grad()
+        total = count_targets(targets)
+        shares = []
+        for microbatch in range(microbatches):
+            y = torch.tensor_split(inputs, microbatches)[microbatch]
+            for name, layer in model.named_children():
+                y = randomness.run(name, layer, y, step, microbatch)
+            share = weighted_loss(loss, y, torch.tensor_split(targets, microbatches)[microbatch], total)
+            share.backward()
+            shares.append(share.item())
+        optimizer.step()
+        losses.append(sum(shares))
+    return losses

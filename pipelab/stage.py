@@ -1,0 +1,93 @@
+"""What does one rank do with its slice of the model? Forward, backward, or the backward in two halves.
+
+A stage keeps, per micro-batch, its input and the end of its autograd graph; the output itself is given away.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from pipelab.loss import Loss, weighted_loss
+from pipelab.memory import ActivationMeter, Held
+from pipelab.randomness import Randomness
+from pipelab.split_backward import DeferredWeights, Waiting, pay
+
+
+@dataclass
+class _Kept:
+    """What a stage keeps of one micro-batch between F and its backward."""
+
+    input: Held | None
+    end: GradientEdge | Tensor | None = None
+    waiting: Waiting = field(default_factory=list)
+
+
+class Stage:
+    """A contiguous slice of the model on one rank, run one micro-batch at a time.
+
+    `layers` are named as in the uncut model. With `split`, `backward_input` and `backward_weight` replace `backward`;
+    use the stage as a context then, so that the layers are given back as they were.
+    """
+
+    def __init__(
+        self, layers: nn.Sequential, *, first: bool, loss: Loss | None, split: bool,
+        randomness: Randomness, meter: ActivationMeter,
+    ) -> None:  # fmt: skip
+        self.layers = layers
+        self.first = first
+        self.loss = loss
+        self.randomness = randomness
+        self.meter = meter
+        self.deferred = DeferredWeights(layers, meter.hold) if split else None
+        self._kept: dict[int, _Kept] = {}
+
+    def attached(self) -> AbstractContextManager[object]:
+        """The context in which the stage may run."""
+        return self.deferred or nullcontext()
+
+    def forward(self, microbatch: int, x: Tensor, step: int, target: Tensor | None = None, total: int = 1) -> Tensor:
+        """Run the layers on the input; gives the output, or, on the stage with the loss, this micro-batch's share."""
+        x = x.detach()
+        if not self.first and x.is_floating_point():
+            x.requires_grad_()
+        kept = self._kept[microbatch] = _Kept(self.meter.hold(x))
+        if self.deferred is not None:
+            self.deferred.waiting = kept.waiting
+        with self.meter.watch():
+            y = x
+            for name, layer in self.layers.named_children():
+                y = self.randomness.run(name, layer, y, step, microbatch)
+                if not isinstance(y, Tensor):
+                    raise TypeError(f"layer {name} gives a {type(y).__name__}; a stage passes one tensor on")
+            if self.loss is not None:
+                assert target is not None
+                y = weighted_loss(self.loss, y, target, total)
+        if y.requires_grad:
+            # The edge alone keeps the graph, so that the output's memory is free once it has been sent.
+            kept.end = y if self.loss is not None else get_gradient_edge(y)
+        return y.detach()
+
+    def backward_input(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
+        """I: the gradient of the input (None on the first stage), from the gradient of the output (None at the loss)."""
+        kept = self._kept[microbatch]
+        assert kept.input is not None
+        x, end = kept.input.tensor, kept.end
+        if end is not None:
+            torch.autograd.backward([end], None if gradient is None else [gradient])
+        kept.input = kept.end = None  # from here on only the products that were put off are needed
+        if not x.requires_grad:
+            return None
+        return torch.zeros_like(x) if x.grad is None else x.grad
+
+    def backward_weight(self, microbatch: int) -> None:
+        """W: add the weight gradients that I put off, and let go of the micro-batch."""
+        pay(self._kept.pop(microbatch).waiting)
+
+    def backward(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
+        """B = I + W."""
+        result = self.backward_input(microbatch, gradient)
+        self.backward_weight(microbatch)
+        return result

@@ -1,0 +1,29 @@
+"""How do tensors get from rank to rank? One small interface, `Transport`, for every kind of machine."""
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from pipelab.action import Action
+
+
+class Message(NamedTuple):
+    """A tensor under way: when it arrives on the clock of the run, and which action made it."""
+
+    tensor: Tensor
+    arrival: float
+    giver: Action
+
+
+class Aborted(Exception):
+    """Another rank failed first; this one stops."""
+
+
+class Transport(Protocol):
+    """What a worker needs of a machine."""
+
+    def send(self, step: Action, message: Message) -> None:
+        """Hand over the message of this send, such as `0SEND_F3`; never waits for the receiver."""
+
+    def receive(self, step: Action) -> Message:
+        """Wait for the message of the send that feeds a receive. Raises Aborted, or TimeoutError naming the send."""

@@ -1,0 +1,165 @@
+"""How does a rank execute its program? An interpreter: one small method for each kind of step.
+
+The same program was simulated before; here each step moves real tensors and takes real time, on the clock it is given.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pipelab.action import Action, B, Element, F, I, W, parts
+from pipelab.clock import Clock
+from pipelab.costs import Link
+from pipelab.dependencies import GIVES, Value, sources
+from pipelab.lower import CARRIES, RECEIVED_FROM, Program
+from pipelab.memory import ActivationMeter, Held
+from pipelab.stage import Stage
+from pipelab.trace import Span
+from pipelab.transport import Message, Transport
+
+
+@dataclass(frozen=True)
+class Microbatches:
+    """The micro-batches of one step: inputs, targets, and the number of targets of the whole step."""
+
+    step: int
+    inputs: Sequence[Tensor]
+    targets: Sequence[Tensor]
+    total: int
+
+
+@dataclass
+class Record:
+    """What one rank did in one step."""
+
+    spans: list[Span] = field(default_factory=list)
+    curve: list[tuple[float, int]] = field(default_factory=list)
+    losses: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def peak(self) -> int:
+        """Most activation bytes held at any moment of the step."""
+        return max((held for _, held in self.curve), default=0)
+
+
+class Worker:
+    """One rank: its row of the program, its stages, and the values that it made or received and still holds."""
+
+    def __init__(
+        self, rank: int, program: Program, stages: Mapping[int, Stage], *,
+        transport: Transport, clock: Clock, meter: ActivationMeter, link: Link,
+    ) -> None:  # fmt: skip
+        self.rank = rank
+        self.program = program
+        self.stages = stages
+        self.transport = transport
+        self.clock = clock
+        self.meter = meter
+        self.link = link
+        self.at: Element | None = None
+        self._values: dict[Action, tuple[Held, Action]] = {}
+        self._compute: dict[str, Callable[[Action, Microbatches, Record], Tensor | None]] = {
+            F: self._forward,
+            B: self._backward,
+            I: self._backward_input,
+            W: self._backward_weight,
+        }
+
+    def run(self, batch: Microbatches) -> Record:
+        """Execute the row once, for one step's micro-batches."""
+        record = Record()
+        waited: Action | None = None
+        for self.at in self.program.rows[self.rank]:
+            if isinstance(self.at, Action) and self.at.kind in RECEIVED_FROM:
+                waited = self._receive(self.at, record) or waited
+            elif isinstance(self.at, Action) and self.at.kind in CARRIES:
+                self._send(self.at, record)
+            else:
+                self._work(self.at, batch, record, waited)
+                waited = None
+        self.at = None
+        assert not self._values, f"rank {self.rank} still holds {list(self._values)}"
+        return record
+
+    def _work(self, element: Element, batch: Microbatches, record: Record, waited: Action | None) -> None:
+        self.meter.restart_peak()
+        outputs, start, end = self.clock.run(
+            lambda: [self._compute[action.kind](action, batch, record) for action in parts(element)]
+        )
+        for action, output in zip(parts(element), outputs, strict=True):
+            if output is not None:
+                given = Action(action.stage, GIVES.get(action.kind, action.kind), action.microbatch)
+                self._values[given] = self.meter.hold(output), action
+        del outputs
+        record.spans.append(Span(self.rank, "compute", element, start, end, waited))
+        record.curve += [(start, self.meter.restart_peak()), (end, self.meter.live)]
+
+    def _receive(self, step: Action, record: Record) -> Action | None:
+        send = self.program.peer(step)
+        began = self.clock.now
+        tensor, arrival, giver = self.transport.receive(send)
+        self.clock.wait_until(arrival)
+        ended = self.clock.now
+        self._values[Action(send.stage, CARRIES[send.kind], send.microbatch)] = self.meter.hold(tensor), giver
+        waited = giver if arrival > began else None
+        record.spans.append(Span(self.rank, "recv", step, began, ended, waited))
+        return waited
+
+    def _send(self, step: Action, record: Record) -> None:
+        held, giver = self._values.pop(Action(step.stage, CARRIES[step.kind], step.microbatch))
+        tensor = held.tensor.contiguous()
+        departure = self.clock.now
+        arrival = departure + self.link.seconds(tensor.nbytes)
+        record.spans.append(Span(self.rank, "send", step, departure, arrival))
+        self.transport.send(step, Message(tensor, arrival, giver))
+
+    def _input(self, action: Action, source: Value) -> Tensor:
+        """The value that another stage gave for this action; it is this action's alone, so it is let go here."""
+        held, _ = self._values.pop(Action(*source, action.microbatch))
+        return held.tensor
+
+    def _forward(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
+        stage, microbatch = self.stages[action.stage], action.microbatch
+        before = [self._input(action, source) for source in self._others(action)]
+        x = before[0] if before else batch.inputs[microbatch].clone()  # not a view that keeps the whole batch
+        if stage.loss is None:
+            return stage.forward(microbatch, x, batch.step)
+        target = batch.targets[microbatch].clone()
+        record.losses[microbatch] = stage.forward(microbatch, x, batch.step, target, batch.total).item()
+        return None
+
+    def _backward(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
+        return self.stages[action.stage].backward(action.microbatch, self._gradient(action))
+
+    def _backward_input(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
+        return self.stages[action.stage].backward_input(action.microbatch, self._gradient(action))
+
+    def _backward_weight(self, action: Action, batch: Microbatches, record: Record) -> None:
+        self.stages[action.stage].backward_weight(action.microbatch)
+
+    def _gradient(self, action: Action) -> Tensor | None:
+        gradients = [self._input(action, source) for source in self._others(action)]
+        return gradients[0] if gradients else None
+
+    def _others(self, action: Action) -> list[Value]:
+        """What the dataflow rule says this action needs of other stages: one value, or none at the model's ends."""
+        needed = sources(action.stage, action.kind, self.program.schedule.stages)
+        return [source for source in needed if source[0] != action.stage]
+
+
+def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int, total: int) -> Microbatches:
+    """Cut a batch (inputs, targets) along its first dimension into M micro-batches, as even as it goes.
+
+    Raises ValueError when the batch has fewer rows than micro-batches.
+    """
+    inputs, targets = batch
+    if len(inputs) != len(targets):
+        raise ValueError(f"step {step}: {len(inputs)} inputs come with {len(targets)} targets; give one target an input")
+    if len(inputs) < microbatches:
+        raise ValueError(
+            f"step {step}: a batch of {len(inputs)} rows cannot be cut into {microbatches} micro-batches;"
+            " give larger batches or ask for fewer micro-batches"
+        )
+    return Microbatches(step, torch.tensor_split(inputs, microbatches), torch.tensor_split(targets, microbatches), total)
