@@ -5,6 +5,9 @@ as its own computation took. Two cores then show the timeline of eight.
 """
 
 import contextlib
+import ctypes
+import gc
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +16,6 @@ from typing import Protocol, TypeVar
 import torch
 
 Result = TypeVar("Result")
-Stopwatch = Callable[[], contextlib.AbstractContextManager[Callable[[], float]]]
-"""Opens a measurement; the value it yields tells, after the end, the seconds that passed."""
-
 
 class Clock(Protocol):
     """The clock of one rank, restarted at each step."""
@@ -35,8 +35,8 @@ class Clock(Protocol):
 class VirtualClock:
     """Counts the rank's own work and what it waited for, in seconds of a machine with one processor a rank."""
 
-    def __init__(self, stopwatch: Stopwatch) -> None:
-        self._stopwatch = stopwatch
+    def __init__(self, turn: "Turn") -> None:
+        self._turn = turn
         self.now = 0.0
 
     def restart(self, origin: float) -> None:
@@ -46,9 +46,8 @@ class VirtualClock:
     def run(self, work: Callable[[], Result]) -> tuple[Result, float, float]:
         """Do the work and let its own duration pass."""
         start = self.now
-        with self._stopwatch() as seconds:
-            result = work()
-        self.now = start + seconds()
+        result, seconds = self._turn.measure(work)
+        self.now = start + seconds
         return result, start, self.now
 
     def wait_until(self, arrival: float) -> None:
@@ -84,34 +83,57 @@ class WallClock:
         time.sleep(max(0.0, arrival - self.now))
 
 
+class Turn:
+    """Lets one rank compute at a time and measures its work: the caches are its own, as on a processor of its own.
+
+    On a CPU the seconds are processor time of the rank's thread, which other programs cannot stretch; on an
+    accelerator, and where that clock is coarser than 10 microseconds, they are seconds that passed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._alone = threading.Lock()
+        fine = time.get_clock_info("thread_time").resolution <= 1e-5
+        self._read = time.thread_time if device.type == "cpu" and fine else time.perf_counter
+
+    def measure(self, work: Callable[[], Result]) -> tuple[Result, float]:
+        """Wait for the turn, do the work; give its result and its duration."""
+        with self._alone:
+            _synchronize(self._device)
+            begin = self._read()
+            result = work()
+            _synchronize(self._device)
+            return result, self._read() - begin
+
+
 @contextlib.contextmanager
-def thread_cpu_time() -> Iterator[Callable[[], float]]:
-    """Seconds of processor time of this thread: what other threads and programs do does not count."""
-    end = begin = time.thread_time()
-    yield lambda: end - begin
-    end = time.thread_time()
+def undisturbed() -> Iterator[None]:
+    """Keep from the timeline what is not the pipeline's work: operators of several threads, garbage, page faults.
+
+    Within it an operator runs on one thread, so that a rank's processor time is all of its work; Python's cyclic
+    collector rests (one full collection takes as long as fifty actions); and glibc keeps the memory it is given back,
+    which otherwise costs GPipe, the schedule that holds most, up to a fifth of its time in page faults, every step.
+    """
+    threads, collecting = torch.get_num_threads(), gc.isenabled()
+    torch.set_num_threads(1)
+    gc.disable()
+    _keep_freed_memory(2**30)
+    try:
+        yield
+    finally:
+        _keep_freed_memory(2**17)  # glibc's documented default
+        torch.set_num_threads(threads)
+        if collecting:
+            gc.enable()
 
 
-def exclusive(device: torch.device) -> Stopwatch:
-    """Elapsed seconds while no other rank computes: for accelerators, and where the thread clock is coarse."""
-    alone = threading.Lock()
-
-    @contextlib.contextmanager
-    def stopwatch() -> Iterator[Callable[[], float]]:
-        with alone:
-            _synchronize(device)
-            end = begin = time.perf_counter()
-            yield lambda: end - begin
-            _synchronize(device)
-            end = time.perf_counter()
-
-    return stopwatch
-
-
-def best_stopwatch(device: torch.device) -> Stopwatch:
-    """Thread processor time on a CPU that offers it finely (10 microseconds or better), else `exclusive`."""
-    fine = time.get_clock_info("thread_time").resolution <= 1e-5
-    return thread_cpu_time if device.type == "cpu" and fine else exclusive(device)
+def _keep_freed_memory(threshold: int) -> None:
+    """Tell glibc to ask the system for memory, and to give it back, only in pieces above `threshold` bytes."""
+    trim_threshold, mmap_threshold = -1, -3
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(trim_threshold, threshold)
+        mallopt(mmap_threshold, threshold)
 
 
 def _synchronize(device: torch.device) -> None:

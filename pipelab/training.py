@@ -7,7 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import median
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelab.action import B, F, I, Pair, W
-from pipelab.clock import Clock, VirtualClock, WallClock, best_stopwatch
+from pipelab.clock import Clock, Turn, VirtualClock, WallClock, undisturbed
 from pipelab.costs import Costs, Link
 from pipelab.formulas import formula
 from pipelab.loss import Loss, count_targets, cross_entropy
@@ -205,7 +205,7 @@ class _Pipeline:
         self._resources = ExitStack()
 
     def __enter__(self) -> "_Pipeline":
-        self._resources.enter_context(_one_intra_op_thread())
+        self._resources.enter_context(undisturbed())
         for worker in self.workers:
             for stage in worker.stages.values():
                 self._resources.enter_context(stage.attached())
@@ -287,22 +287,11 @@ def _stages(
 
 def _clocks(clock: str, device: torch.device, ranks: int) -> list[Clock]:
     if clock == "virtual":
-        stopwatch = best_stopwatch(device)
-        return [VirtualClock(stopwatch) for _ in range(ranks)]
+        turn = Turn(device)
+        return [VirtualClock(turn) for _ in range(ranks)]
     if clock == "wall":
         return [WallClock(device) for _ in range(ranks)]
     raise ValueError(f"a run's clock is 'virtual' or 'wall': got {clock!r}")
-
-
-@contextmanager
-def _one_intra_op_thread() -> Iterator[None]:
-    """Operators on one thread each, so that a rank's processor time is all of its work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _refuse_mesh(mesh: Mesh, schedule: Schedule) -> None:

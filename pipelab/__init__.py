@@ -1,0 +1,70 @@
+"""pipelab: one schedule, four ways - by formula, in the simulator, for real on a laptop, for real on many GPUs.
+
+Importing it loads neither torch nor plotly: `train` and the figures fetch them when they are first used.
+
+>>> import pipelab as pl
+>>> schedule = pl.build("1f1b", ranks=4, microbatches=8)
+>>> pl.simulate(schedule, pl.Costs.uniform()).bubble("step") == pl.formula("1f1b", "bubble_step", P=4, M=8)
+True
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pipelab.action import Action, Pair
+from pipelab.costs import Costs, Link
+from pipelab.formulas import formula
+from pipelab.lower import lower
+from pipelab.mesh import Mesh
+from pipelab.placement import Placement
+from pipelab.schedule import Schedule, ScheduleError
+from pipelab.schedules import SCHEDULES, build
+from pipelab.simulate import simulate
+from pipelab.trace import Span, Trace
+from pipelab.validate import validate
+
+if TYPE_CHECKING:
+    from pipelab.show.timeline import compare, timeline
+    from pipelab.training import Run, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SCHEDULES",
+    "Action",
+    "Costs",
+    "Link",
+    "Mesh",
+    "Pair",
+    "Placement",
+    "Run",
+    "Schedule",
+    "ScheduleError",
+    "Span",
+    "Trace",
+    "build",
+    "compare",
+    "formula",
+    "lower",
+    "simulate",
+    "timeline",
+    "train",
+    "validate",
+]
+
+_FETCHED_ON_USE = {
+    "Run": "pipelab.training",
+    "train": "pipelab.training",
+    "compare": "pipelab.show.timeline",
+    "timeline": "pipelab.show.timeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _FETCHED_ON_USE:
+        raise AttributeError(f"pipelab has no {name!r}; its names are {', '.join(__all__)}")
+    return getattr(importlib.import_module(_FETCHED_ON_USE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,7 @@
+"""`python -m pipelab` is the command `pipelab`."""
+
+import sys
+
+from pipelab.cli import main
+
+sys.exit(main())

@@ -1,0 +1,189 @@
+"""Train a small GPT with a schedule, for real, and show where the time and the memory went."""
+
+import argparse
+import copy
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pipelab.cli.parser import CommandError, add_json, count, duration, percent, print_json, writable
+from pipelab.mesh import Mesh
+from pipelab.schedules import SCHEDULES, build
+from pipelab.trace import BUBBLES
+
+if TYPE_CHECKING:
+    from pipelab.training import Run
+
+EXAMPLE = "pipelab train --schedule 1f1b --pp 4 --microbatches 8 --steps 5 --model tiny --check"
+ROWS = {"tiny": 4, "small": 2, "gpt2": 1}
+"""Sequences in a micro-batch of each preset, so that one action takes milliseconds on its usual machine."""
+LEARNING_RATE = 3e-3
+TOLERANCE = 1e-9
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """The options of `pipelab train`."""
+    command.add_argument("--schedule", required=True, metavar="NAME", help=f"one of {', '.join(SCHEDULES)}")
+    for axis, what in (("pp", "pipeline ranks"), ("tp", "tensor shards"), ("dp", "replicas")):
+        command.add_argument(f"--{axis}", type=count, default=1, metavar="N", help=f"number of {what} (1)")
+    command.add_argument("--chunks", type=count, metavar="V", help="stages a rank, where the schedule takes it")
+    command.add_argument("--microbatches", type=count, required=True, metavar="M", help="micro-batches a step")
+    command.add_argument("--steps", type=count, default=20, help="counted steps, after one warm-up step (20)")
+    command.add_argument("--model", choices=list(ROWS), default="small", help="size of the GPT (small)")
+    command.add_argument("--layers", type=count, help="number of blocks, instead of the preset's own")
+    command.add_argument("--rows", type=count, help="sequences in a micro-batch (tiny 4, small 2, gpt2 1)")
+    command.add_argument(
+        "--data", default="stdlib-docs", help="stdlib-docs, stdlib-source, arithmetic, or the path of a text file"
+    )
+    command.add_argument("--seed", type=int, default=0, help="seed of parameters, batches and dropout (0)")
+    command.add_argument("--dtype", choices=["float32", "float64", "bfloat16"], default="float32")
+    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    command.add_argument("--transport", default="memory", help="memory: ranks are threads of one process")
+    command.add_argument("--clock", choices=["virtual", "wall"], help="virtual unless said otherwise")
+    command.add_argument("--latency", type=duration, default=0, metavar="SECONDS", help="modelled, of each message (0)")
+    command.add_argument("--bandwidth", type=float, metavar="BYTES/S", help="modelled, of each link (unlimited)")
+    command.add_argument("--check", action="store_true", help="in float64, compare with the uncut model")
+    command.add_argument("--html", type=writable, metavar="FILE", help="write a page with timeline and memory")
+    command.add_argument("--trace", type=writable, metavar="FILE", help="write the trace as JSON")
+    add_json(command)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, print what was measured, and give 1 when --check found a difference."""
+    schedule = build(options.schedule, options.pp, options.microbatches, options.chunks)
+    _refuse_what_is_not_there(options)
+    run_, difference = _train(options, schedule)
+    if options.trace:
+        options.trace.write_text(run_.trace.to_json())
+    if options.html:
+        _write_html(options, run_)
+    if options.json:
+        print_json(_figures(options, run_, difference))
+    else:
+        _print_figures(run_, difference)
+    if difference is not None and not difference <= TOLERANCE:
+        print(f"pipelab train: --check: parameters differ from the uncut model by {difference:g}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _refuse_what_is_not_there(options: argparse.Namespace) -> None:
+    import torch
+
+    if options.transport != "memory":
+        raise CommandError(f"--transport {options.transport} is not there; this version runs memory only")
+    for axis in ("tp", "dp"):
+        if getattr(options, axis) != 1:
+            raise CommandError(f"--{axis} {getattr(options, axis)} is not there; this version runs --{axis} 1 only")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise CommandError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    if options.bandwidth is not None and not options.bandwidth > 0:
+        raise CommandError(f"--bandwidth must be positive: got {options.bandwidth:g}")
+
+
+def _train(options: argparse.Namespace, schedule: Any) -> tuple["Run", float | None]:
+    """The run, and with --check its largest difference from the uncut model."""
+    import torch
+    from tqdm import tqdm
+
+    from pipelab.costs import Link
+    from pipelab.data import Batches, load_text
+    from pipelab.models import build_model
+    from pipelab.training import train
+
+    dtype = torch.float64 if options.check else getattr(torch, options.dtype)
+    text = load_text(options.data)
+    model = build_model(options.model, seed=options.seed, layers=options.layers, dtype=dtype)
+    uncut = copy.deepcopy(model) if options.check else None
+    batches = Batches(
+        text=text,
+        microbatches=options.microbatches,
+        rows=options.rows or ROWS[options.model],
+        context=model.config.context,
+        seed=options.seed,
+        steps=options.steps,
+    )
+    with tqdm(total=options.steps, unit="step", desc=schedule.name, file=sys.stderr, disable=None) as bar:
+
+        def on_step(step: int, loss: float) -> None:
+            bar.set_postfix(loss=f"{loss:.3f}")
+            bar.update()
+
+        result = train(
+            model,
+            batches,
+            schedule,
+            Mesh(dp=options.dp, pp=options.pp, tp=options.tp),
+            optimizer=_adamw,
+            seed=options.seed,
+            device=options.device,
+            clock=options.clock or "virtual",
+            link=Link(float(options.latency), options.bandwidth or float("inf")),
+            on_step=on_step,
+        )
+    return result, None if uncut is None else _difference(options, result, uncut, batches)
+
+
+def _adamw(parameters: Any) -> Any:
+    import torch
+
+    return torch.optim.AdamW(parameters, lr=LEARNING_RATE)
+
+
+def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches: Any) -> float:
+    from pipelab.reference import train_uncut
+
+    uncut.to(options.device)
+    here = [tuple(tensor.to(options.device) for tensor in batch) for batch in batches]
+    train_uncut(uncut, here, options.microbatches, _adamw(uncut.parameters()), seed=options.seed)
+    ours = result.parameters()
+    return max(float((ours[name] - parameter).abs().max()) for name, parameter in uncut.named_parameters())
+
+
+def _figures(options: argparse.Namespace, result: "Run", difference: float | None) -> dict[str, Any]:
+    mesh = result.mesh
+    return {
+        "schedule": result.schedule.name,
+        "mesh": {"pp": mesh.pp, "tp": mesh.tp, "dp": mesh.dp},
+        "transport": options.transport,
+        "device": options.device,
+        "clock": result.clock,
+        "pids": [os.getpid()] * mesh.size,
+        "losses": result.losses,
+        "step_seconds": result.step_seconds,
+        "bubble": result.bubbles(),
+        "peak_activation_bytes": result.memory.peaks,
+        "max_parameter_difference": difference,
+    }
+
+
+def _summary(result: "Run", difference: float | None) -> list[tuple[str, str]]:
+    """What a person wants to read, as (what, figure) with the unit and the clock."""
+    bubbles = result.bubbles()
+    rows = [("loss", f"{result.losses[0]:.3f} in the first step, {result.losses[-1]:.3f} in the last")]
+    rows.append(("step", f"{1e3 * result.step_seconds:.1f} ms ({result.clock} time, median)"))
+    for kind in BUBBLES:
+        shown = [f"{percent(figures[kind])} {how}" for how, figures in bubbles.items() if figures]
+        rows.append((f"bubble {kind}", ", ".join(shown)))
+    if bubbles["formula"] is None:
+        rows.append(("formula", "these values lie outside its domain"))
+    peaks = " ".join(f"{peak / 2**20:.2f}" for peak in result.memory.peaks)
+    rows.append(("peak activations", f"{peaks} MiB by rank"))
+    if difference is not None:
+        rows.append(("check", f"parameters differ from the uncut model by at most {difference:g}"))
+    return rows
+
+
+def _print_figures(result: "Run", difference: float | None) -> None:
+    from pipelab.show.text import timeline_text
+
+    print(timeline_text(result.trace))
+    for what, figure in _summary(result, difference):
+        print(f"{what:<17} {figure}")
+
+
+def _write_html(options: argparse.Namespace, result: "Run") -> None:
+    from pipelab.show.report import write_report
+
+    title = f"{result.schedule.name} on {result.schedule.ranks} ranks, {result.schedule.microbatches} micro-batches"
+    write_report(options.html, result.trace, memory=result.memory.curves, summary=_summary(result, None), title=title)

@@ -1,0 +1,130 @@
+"""Run the notebooks in `labs/` headless, each in a kernel of its own, and say what happened.
+
+The executed copies go to a folder of the caller's; the notebooks themselves, the working directory and the checkout are
+left as they were.
+"""
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CELL_TIMEOUT = 300
+
+
+@dataclass(frozen=True)
+class LabResult:
+    """One executed lab: seconds on the wall clock, and the error of the cell that failed, if one did."""
+
+    name: str
+    seconds: float
+    error: str | None
+
+    @property
+    def ok(self) -> bool:
+        """True when every cell ran."""
+        return self.error is None
+
+
+def find_labs(only: str | None = None) -> list[Path]:
+    """The notebooks in order, or those whose name starts with `only`.
+
+    Raises ValueError when there is none, naming those that there are.
+    """
+    folder = Path(__file__).resolve().parent.parent / "labs"
+    labs = sorted(folder.glob("[0-9]*.ipynb"))
+    chosen = [lab for lab in labs if only is None or lab.name.startswith(only)]
+    if not labs:
+        raise ValueError("the labs are not beside the package; run from a clone of the project")
+    if not chosen:
+        raise ValueError(f"no lab starts with {only!r}; there are {', '.join(lab.stem for lab in labs)}")
+    return chosen
+
+
+def refuse_unknown_parameters(labs: list[Path], parameters: Mapping[str, Any]) -> None:
+    """Raise ValueError for a parameter that none of the labs has."""
+    known = {name for lab in labs for name in parameters_of(lab)}
+    for name in parameters:
+        if name not in known:
+            raise ValueError(f"no lab has the parameter {name!r}; there are {', '.join(sorted(known)) or 'none'}")
+
+
+def parameters_of(lab: Path) -> dict[str, Any]:
+    """The parameters of a notebook with what papermill knows of each."""
+    import papermill
+
+    with _quiet():
+        return dict(papermill.inspect_notebook(str(lab)))
+
+
+def run_lab(lab: Path, copy: Path, parameters: Mapping[str, Any], *, html: bool = False) -> LabResult:
+    """Execute one notebook into `copy` (and an HTML page beside it); parameters that it does not have are left out."""
+    import papermill
+
+    own = {name: value for name, value in parameters.items() if name in parameters_of(lab)}
+    begin = time.perf_counter()
+    error = None
+    with _quiet(), _headless():
+        try:
+            papermill.execute_notebook(
+                str(lab), str(copy), own, kernel_name="python3", cwd=str(copy.parent), progress_bar=False,
+                store_widget_state=False, execution_timeout=CELL_TIMEOUT,
+            )  # fmt: skip
+        except papermill.PapermillExecutionError as failure:
+            error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
+        except Exception as failure:  # a dead kernel, a cell that took too long: the other labs still run
+            error = f"{type(failure).__name__}: {failure}"
+    seconds = time.perf_counter() - begin
+    if html and copy.exists():
+        copy.with_suffix(".html").write_text(_to_html(copy), encoding="utf-8")
+    return LabResult(lab.stem, seconds, error)
+
+
+def run_labs(
+    labs: list[Path], out: Path, parameters: Mapping[str, Any], *, html: bool = False,
+    on_lab: Callable[[LabResult], None] = lambda result: None,
+) -> list[LabResult]:  # fmt: skip
+    """Execute the notebooks one after another into the folder `out`; a failure does not stop the rest."""
+    refuse_unknown_parameters(labs, parameters)
+    out.mkdir(parents=True, exist_ok=True)
+    results = []
+    for lab in labs:
+        results.append(run_lab(lab, out / lab.name, parameters, html=html))
+        on_lab(results[-1])
+    return results
+
+
+def _to_html(notebook: Path) -> str:
+    from nbconvert import HTMLExporter
+
+    with _quiet():
+        body, _ = HTMLExporter().from_filename(str(notebook))
+    return str(body)
+
+
+@contextmanager
+def _headless() -> Iterator[None]:
+    """What the kernels inherit: figures that carry their own script, and no compiled files beside the sources."""
+    wanted = {"PLOTLY_RENDERER": "plotly_mimetype+notebook", "PYTHONDONTWRITEBYTECODE": "1"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Jupyter's own warnings (missing cell ids, event loops) say nothing of the labs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

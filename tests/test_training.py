@@ -1,0 +1,203 @@
+"""Training with any schedule is training: losses, gradients and parameters equal those of the uncut model."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import pipelab as pl
+from pipelab.loss import IGNORED
+from pipelab.models import GPT, GPTConfig
+from pipelab.reference import train_uncut
+from pipelab.training import RunError, adamw, train
+
+CONFIG = GPTConfig(vocabulary=17, width=8, heads=2, layers=22, context=5, dropout=0.1)
+SHAPES = [
+    (name, ranks, microbatches, chunks)
+    for name in ("naive", "gpipe", "1f1b", "interleaved", "zb-h1")
+    for ranks in (1, 2, 3, 4, 8)
+    for microbatches in (1, 2, 3, 5, 8)
+    for chunks in ((1, 2, 3) if name == "interleaved" else (1,))
+]
+
+
+@pytest.fixture(autouse=True)
+def one_intra_op_thread():
+    """Bit-equality needs the same summation order in the operators of both sides."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def gpt(config: GPTConfig = CONFIG) -> GPT:
+    torch.manual_seed(1)
+    return GPT(config).double()
+
+
+def text_batches(steps: int = 1, rows: int = 9) -> list[tuple[Tensor, Tensor]]:
+    """Nine rows make uneven micro-batches for most M; some targets are ignored."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(CONFIG.vocabulary, (steps, rows, CONFIG.context + 1), generator=generator)
+    batches = [(batch[:, :-1].contiguous(), batch[:, 1:].clone()) for batch in tokens]
+    for _, targets in batches:
+        targets[torch.rand(targets.shape, generator=generator) < 0.3] = IGNORED
+        targets[0] = IGNORED
+    return batches
+
+
+@pytest.fixture(scope="module")
+def uncut():
+    """The reference for each number of micro-batches: losses and the model after one step."""
+    known: dict[int, tuple[list[float], GPT]] = {}
+
+    def reference(microbatches: int) -> tuple[list[float], GPT]:
+        if microbatches not in known:
+            model = gpt()
+            losses = train_uncut(model, text_batches(), microbatches, adamw(list(model.parameters())), seed=7)
+            known[microbatches] = losses, model
+        return known[microbatches]
+
+    return reference
+
+
+def ascending(schedule: pl.Schedule) -> bool:
+    """Whether every stage adds to its gradients in the order of the micro-batches, as the reference does."""
+    return all(
+        microbatches == sorted(microbatches)
+        for stage in range(schedule.stages)
+        for kind in "BIW"
+        if (microbatches := [a.microbatch for _, _, a in schedule.actions() if (a.stage, a.kind) == (stage, kind)])
+    )
+
+
+@pytest.mark.parametrize(("name", "ranks", "microbatches", "chunks"), SHAPES)
+def test_a_step_of_any_schedule_is_bit_equal_to_plain_autograd(name, ranks, microbatches, chunks, uncut):
+    schedule = pl.build(name, ranks, microbatches, chunks)
+    losses, reference = uncut(microbatches)
+    model = gpt()
+    run = train(model, text_batches(), schedule, seed=7)
+    assert ascending(schedule)
+    assert run.losses == losses
+    for (name_, ours), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad), name_
+        assert torch.equal(ours, theirs), name_
+
+
+def test_a_schedule_that_adds_gradients_in_another_order_is_equal_to_rounding(uncut):
+    order = [3, 0, 2, 1, 4]
+    rows = [
+        "0F0 0F1 0F2 0F3 0F4 " + " ".join(f"0I{m} 0W{m}" if m % 2 else f"0B{m}" for m in order),
+        "1F0 1F1 1F2 1F3 1F4 " + " ".join(f"1B{m}" for m in order),
+    ]
+    losses, reference = uncut(5)
+    model = gpt()
+    run = train(model, text_batches(), pl.Schedule.from_text("\n".join(rows)), seed=7)
+    assert run.losses == losses
+    for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-14)
+
+
+def test_several_steps_with_adamw_stay_bit_equal():
+    model, reference = gpt(), gpt()
+    batches = text_batches(steps=3)
+    losses = train_uncut(reference, batches, 4, adamw(list(reference.parameters())), seed=3)
+    run = train(model, batches, pl.build("zb-h1", 3, 4), seed=3)
+    assert run.losses == losses
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), reference.parameters()))
+    assert set(run.parameters()) == {name for name, _ in reference.named_parameters()}
+
+
+def test_the_two_linear_model_of_the_manual_split_tutorial_trains():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 2)).double()
+    reference = copy.deepcopy(model)
+    batch = torch.randn(8, 6).double(), torch.randn(8, 2).double()
+    losses = train_uncut(reference, [batch], 3, adamw(list(reference.parameters())), loss=functional.mse_loss)
+    for name in ("gpipe", "zb-h1"):
+        ours = copy.deepcopy(model)
+        run = train(ours, [batch], pl.build(name, 2, 3), loss=functional.mse_loss)
+        assert run.losses == losses == pytest.approx([functional.mse_loss(model(batch[0]), batch[1]).item()])
+        assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), reference.parameters(), strict=True))
+
+
+def test_stages_without_parameters_and_batch_norm_train():
+    torch.manual_seed(0)
+    layers = [nn.Flatten(), nn.Linear(12, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)]
+    model = nn.Sequential(*layers).double()
+    reference = copy.deepcopy(model)
+    batch = torch.randn(8, 3, 4).double(), torch.randint(3, (8,))
+    train_uncut(reference, [batch], 2, adamw(list(reference.parameters())))
+    train(model, [batch], pl.build("1f1b", 5, 2))
+    for (name, ours), theirs in zip(model.state_dict().items(), reference.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_the_warm_up_step_leaves_everything_as_it_was():
+    torch.manual_seed(5)
+    generator_before = torch.get_rng_state()
+    threads_before = torch.get_num_threads()
+    taken = []
+
+    def stream():
+        for number, batch in enumerate(text_batches(steps=4)):
+            taken.append(number)
+            yield batch
+
+    model = gpt()
+    torch.set_rng_state(generator_before)
+    run = train(model, stream(), pl.build("zb-h1", 2, 2), steps=2)
+    assert len(run.losses) == len(run.traces) == 2
+    assert taken == [0, 1]
+    assert torch.equal(torch.get_rng_state(), generator_before)
+    assert torch.get_num_threads() == threads_before
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_stage_that_fails_is_named_with_its_rank_and_action_and_nobody_waits():
+    class Fails(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("no such luck")
+
+    model = nn.Sequential(nn.Linear(2, 2), Fails(), nn.Linear(2, 2))
+    batch = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(RunError, match=r"rank 1 failed at 1F0: RuntimeError: no such luck"):
+        train(model, [batch], pl.build("1f1b", 3, 4))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("rank")]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"batches": []}, "no batch to train on"),
+        ({"schedule": pl.build("gpipe", 2, 8)}, "4 rows cannot be cut into 8 micro-batches"),
+        ({"schedule": pl.build("gpipe", 3, 2)}, "2 layers"),
+        ({"mesh": pl.Mesh(pp=3)}, "pp=3 and the schedule 2 ranks"),
+        ({"mesh": pl.Mesh(pp=2, dp=2)}, "dp=2"),
+        ({"clock": "sun"}, "'virtual' or 'wall'"),
+        ({"schedule": pl.Schedule.from_text("0F0\n1F0 1B0")}, "0B0"),
+        ({"batches": [(torch.ones(4, 2), torch.zeros(3, dtype=torch.int64))]}, "4 inputs come with 3 targets"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_a_sentence_before_any_work(change, sentence):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    before = copy.deepcopy(model.state_dict())
+    given = {
+        "batches": [(torch.ones(4, 2), torch.zeros(4, dtype=torch.int64))],
+        "schedule": pl.build("gpipe", 2, 2),
+        **change,
+    }
+    with pytest.raises(ValueError, match=sentence):
+        train(model, **given)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_wall_clock_sees_a_real_step():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    batch = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
+    run = train(model, [batch], pl.build("1f1b", 2, 2), clock="wall")
+    assert run.clock == "wall"
+    assert run.step_seconds > 0
