@@ -27,7 +27,7 @@ class ScheduleError(ValueError):
         super().__init__("\n".join([*self.reasons, grid]).rstrip())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Schedule:
     """For each rank, the sequence of its actions; the one object that is judged, simulated, run and drawn.
 
@@ -79,6 +79,10 @@ class Schedule:
         return "\n".join(" ".join(map(str, row)) for row in self.rows)
 
     __str__ = to_text
+
+    def __repr__(self) -> str:
+        shape = f"{self.ranks} ranks, {self.stages} stages, {self.microbatches} micro-batches"
+        return f"<Schedule {self.name}: {shape}>"
 
     @classmethod
     def from_text(cls, text: str, name: str = "custom") -> "Schedule":

@@ -4,12 +4,19 @@
 message. A test holds the two equal.
 """
 
-from pipelab.action import Action, parts
-from pipelab.costs import Costs
-from pipelab.dependencies import GIVES, Stuck, Value, dataflow, walk
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from itertools import chain
+from math import lcm
+from numbers import Rational
+
+from pipelab.action import Action, Element, parts
+from pipelab.costs import Costs, Durations
+from pipelab.dependencies import GIVES, Value, dataflow
+from pipelab.engine import Inputs, Stuck, play
 from pipelab.lower import CARRIES, RECEIVED_FROM, Program, message_flow
 from pipelab.schedule import Schedule
-from pipelab.trace import Number, Span, Trace
+from pipelab.trace import Number, Span, Trace, plain
 from pipelab.validate import validate
 
 
@@ -22,66 +29,86 @@ def simulate(schedule: Schedule, costs: Costs) -> Trace:
     >>> simulate(build("gpipe", ranks=4, microbatches=8), Costs.uniform(F=1, I=1, W=1)).makespan
     33
     """
-    duration = costs.durations(schedule.placement)
-    flow = dataflow(schedule.stages)
-    finished: dict[Value, list[Number]] = {value: [0] * schedule.microbatches for value in flow}
-    giver: dict[Value, list[Action | None]] = {value: [None] * schedule.microbatches for value in flow}
-    hop = _hops(schedule, costs)
-    clock: list[Number] = [0] * schedule.ranks
-    spans = []
+    rank_of = schedule.placement.rank_of
+    inputs = {
+        (stage, kind): [
+            (source, 0 if rank_of[source[0]] == rank_of[stage] else costs.latency(source)) for source in sources
+        ]
+        for (stage, kind), sources in dataflow(schedule.stages).items()
+    }
     try:
-        for rank, element in walk(schedule.rows, flow, schedule.microbatches):
-            start, waiting_for = clock[rank], None
-            length: Number = 0
-            for stage, kind, microbatch in parts(element):
-                length += duration[stage, kind]
-                for source in flow[stage, kind]:
-                    arrival = finished[source][microbatch] + hop[stage, kind, source]
-                    if arrival > start:
-                        start, waiting_for = arrival, giver[source][microbatch]
-            end = clock[rank] = start + length
-            for action in parts(element):
-                given = GIVES.get(action.kind, action.kind)
-                finished[action.stage, given][action.microbatch] = end
-                giver[action.stage, given][action.microbatch] = action
-            spans.append(Span(rank, "compute", element, start, end, waiting_for))
+        rows = _play_in_ticks(schedule.rows, inputs, costs.durations(schedule.placement), schedule.microbatches)
     except Stuck:
         validate(schedule)
         raise
-    return Trace(schedule.name, "simulated", schedule.placement.chunks_per_rank(), tuple(spans))
+    return Trace(schedule.name, "simulated", schedule.placement.chunks_per_rank(), tuple(chain(*rows)))
 
 
 def simulate_program(program: Program, costs: Costs) -> Trace:
     """The trace of a lowered program: a send departs when it is reached, a receive waits until it has arrived."""
-    duration = costs.durations(program.placement)
-    clock: list[Number] = [0] * program.placement.ranks
-    latest: dict[tuple[int, str], Action] = {}
-    flying: dict[Action, tuple[Number, Action]] = {}
-    waited: dict[int, Action] = {}
-    spans = []
-    for rank, step in walk(program.rows, message_flow(program.schedule), program.schedule.microbatches):
-        now = clock[rank]
-        if isinstance(step, Action) and step.kind in RECEIVED_FROM:
-            arrival, giver = flying.pop(program.peer(step))
-            if arrival > now:
-                clock[rank], waited[rank] = arrival, giver
-            spans.append(Span(rank, "recv", step, now, clock[rank], waited.get(rank)))
-        elif isinstance(step, Action) and step.kind in CARRIES:
-            value = step.stage, CARRIES[step.kind]
-            flying[step] = now + costs.latency(value), latest[value]
-            spans.append(Span(rank, "send", step, now, flying[step][0]))
-        else:
-            clock[rank] = now + sum(duration[action.stage, action.kind] for action in parts(step))
-            latest |= {(action.stage, GIVES.get(action.kind, action.kind)): action for action in parts(step)}
-            spans.append(Span(rank, "compute", step, now, clock[rank], waited.pop(rank, None)))
-    return Trace(program.schedule.name, "simulated", program.placement.chunks_per_rank(), tuple(spans))
-
-
-def _hops(schedule: Schedule, costs: Costs) -> dict[tuple[int, str, Value], Number]:
-    """The latency between each (stage, kind) and each value it needs: none within a rank."""
-    rank_of = schedule.placement.rank_of
-    return {
-        (stage, kind, source): 0 if rank_of[source[0]] == rank_of[stage] else costs.latency(source)
-        for (stage, kind), sources in dataflow(schedule.stages).items()
-        for source in sources
+    schedule = program.schedule
+    inputs = {
+        value: [(send, costs.latency((send[0], CARRIES[send[1]]))) for send in sends]
+        for value, sends in message_flow(schedule).items()
     }
+    instant = {(stage, kind): 0 for stage, kind in inputs if kind in CARRIES or kind in RECEIVED_FROM}
+    durations = Durations({**costs.durations(schedule.placement), **instant})
+    rows = _play_in_ticks(program.rows, inputs, durations, schedule.microbatches)
+    givers = dict(chain(*(_givers(row) for row in program.rows)))
+    spans = tuple(chain(*(_in_lanes(row, givers, costs) for row in rows)))
+    return Trace(schedule.name, "simulated", schedule.placement.chunks_per_rank(), spans)
+
+
+def _givers(row: Sequence[Element]) -> Iterator[tuple[Action, Action]]:
+    """For each send of a row, the action whose result it carries: the latest of its stage and kind."""
+    latest: dict[Value, Action] = {}
+    for action in chain(*map(parts, row)):
+        if action.kind in CARRIES:
+            yield action, latest[action.stage, CARRIES[action.kind]]
+        latest[action.stage, GIVES.get(action.kind, action.kind)] = action
+
+
+def _in_lanes(row: list[Span], givers: Mapping[Action, Action], costs: Costs) -> Iterator[Span]:
+    """Messages in lanes of their own: a send lasts until it arrives, a receive as long as its rank waited."""
+    clock: Number = 0
+    waited: Action | None = None
+    for span in row:
+        kind = span.action.kind if isinstance(span.action, Action) else None
+        if kind in RECEIVED_FROM:
+            giver = None if span.waiting_for is None else givers[span.waiting_for]
+            waited = giver or waited
+            yield span._replace(lane="recv", start=clock, waiting_for=giver)
+        elif kind in CARRIES:
+            yield span._replace(lane="send", end=span.end + costs.latency((span.action.stage, CARRIES[kind])))
+        else:
+            yield span._replace(waiting_for=waited)
+            waited = None
+        clock = span.end
+
+
+def _play_in_ticks(
+    rows: Sequence[Sequence[Element]], inputs: Inputs, durations: Durations, microbatches: int
+) -> list[list[Span]]:
+    """`play`, with exact fractions counted in their common unit: whole numbers are several times faster."""
+    times = [*durations.values(), *(latency for needed in inputs.values() for _, latency in needed)]
+    if not all(isinstance(time, Rational) for time in times):
+        return play(rows, inputs, durations, microbatches)
+    ticks = lcm(*(Fraction(time).denominator for time in times))
+    if ticks == 1:
+        return play(rows, inputs, durations, microbatches)
+    whole = Durations({value: int(time * ticks) for value, time in durations.items()})
+    delays = {value: [(need, int(delay * ticks)) for need, delay in needed] for value, needed in inputs.items()}
+    played = play(rows, delays, whole, microbatches)
+    exact = _Exact(ticks)
+    return [[Span(s[0], s[1], s[2], exact[s[3]], exact[s[4]], s[5]) for s in row] for row in played]
+
+
+class _Exact(dict[int, Number]):
+    """From ticks to time, each converted once."""
+
+    def __init__(self, ticks: int) -> None:
+        self._ticks = ticks
+
+    def __missing__(self, tick: int) -> Number:
+        self[tick] = time = plain(Fraction(tick, self._ticks))
+        return time

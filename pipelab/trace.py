@@ -33,7 +33,7 @@ class Span(NamedTuple):
     waiting_for: Action | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trace:
     """The spans of one step of a schedule on P ranks. Times are in the unit of the costs, or in seconds.
 
@@ -125,6 +125,10 @@ class Trace:
                 held -= sum(kind in releases for kind in kinds)
             peaks.append(plain(Fraction(most, max(chunks, 1))))
         return tuple(peaks)
+
+    def __repr__(self) -> str:
+        makespan = f"{float(self.makespan):g}"
+        return f"<Trace of {self.schedule}: {self.ranks} ranks, {self.clock} time, makespan {makespan}>"
 
     def to_json(self) -> str:
         """The trace as one JSON object; fractions become floats.

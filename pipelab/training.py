@@ -41,7 +41,7 @@ class RunError(RuntimeError):
     """A run that failed: the sentence names the rank, what it was doing, and the cause."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """What a training run did: the loss of each step, the trace and the memory of a typical step, the bubbles.
 
@@ -56,6 +56,10 @@ class Run:
     trace: Trace
     memory: Memory
     model: nn.Sequential
+
+    def __repr__(self) -> str:
+        step = f"{1e3 * self.step_seconds:.1f} ms a step in {self.clock} time"
+        return f"<Run of {self.schedule.name}: {len(self.losses)} steps, loss {self.losses[-1]:.3f}, {step}>"
 
     @property
     def clock(self) -> str:

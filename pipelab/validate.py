@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 
 from pipelab.action import Action, B, F, I, W
-from pipelab.dependencies import GIVES, Stuck, dataflow, needs, walk
+from pipelab.dependencies import GIVES, dataflow, needs
+from pipelab.engine import Stuck, play
 from pipelab.schedule import Schedule, ScheduleError
 
 MOST_REASONS = 12
@@ -96,9 +97,9 @@ def _out_of_order(schedule: Schedule) -> Iterator[Finding]:
 
 
 def _deadlocked(schedule: Schedule) -> Iterator[Finding]:
+    inputs = {value: [(need, 0) for need in needed] for value, needed in dataflow(schedule.stages).items()}
     try:
-        for _ in walk(schedule.rows, dataflow(schedule.stages), schedule.microbatches):
-            pass
+        play(schedule.rows, inputs, dict.fromkeys(inputs, 0), schedule.microbatches)
     except Stuck as stuck:
         written = _written(schedule)
         for rank, position, need in _cycle(schedule, stuck):

@@ -93,9 +93,7 @@ def _print_figures(schedule: Schedule, trace: Trace, closed_form: dict[str, Any]
     from pipelab.show.text import timeline_text
 
     print(timeline_text(trace))
-    print(f"makespan {float(trace.makespan):g}, longest span {float(trace.span):g} (simulated)")
-    for kind in BUBBLES:
-        by_formula = percent(closed_form[kind]) if closed_form else "no closed form for these values"
-        print(f"bubble {kind:<8} {percent(trace.bubble(kind)):>8} simulated, {by_formula} by formula")
+    if closed_form:
+        print("by formula: " + ", ".join(f"{kind} {percent(closed_form[kind])}" for kind in BUBBLES))
     held = " ".join(f"{float(peak):g}" for peak in trace.peak_in_flight)
     print(f"peak in flight by rank, in micro-batches: {held}")

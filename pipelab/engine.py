@@ -1,0 +1,121 @@
+"""When can each step start? When its rank is free and what it needs has arrived: one loop plays every schedule.
+
+`validate` plays it to see whether it ends, `simulate` to see when. Read next: `validate`.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from pipelab.action import Action, Element, Pair
+from pipelab.dependencies import GIVES, Value
+from pipelab.trace import Number, Span
+
+Inputs = Mapping[Value, Sequence[tuple[Value, Number]]]
+"""For each (stage, kind) the values that it needs and the latency of each."""
+
+
+class Stuck(Exception):
+    """No rank can go on: `.waiting` maps each unfinished rank to (its position, the action it needs)."""
+
+    def __init__(self, waiting: dict[int, tuple[int, Action]]) -> None:
+        self.waiting = waiting
+        super().__init__("; ".join(f"rank {rank} waits for {need}" for rank, (_, need) in waiting.items()))
+
+
+class _Node(NamedTuple):
+    """What the loop knows of one (stage, kind), for all micro-batches.
+
+    `ends[m]` is when micro-batch m was done (None before), `givers[m]` the action that did it (before: the rank, if
+    any, that waits for it). `inputs` are the same two lists of each value that is needed, its latency and its name.
+    """
+
+    duration: Number
+    ends: list[Number | None]
+    givers: list[Action | int | None]
+    inputs: tuple[tuple[list[Number | None], list[Action | int | None], Number, Value], ...]
+
+
+class _Nodes(dict[int, _Node]):
+    """The nodes of one kind by stage, made when the first action asks: costs may not know what no row holds."""
+
+    def __init__(self, make: Callable[[int], _Node]) -> None:
+        self._make = make
+
+    def __missing__(self, stage: int) -> _Node:
+        node = self[stage] = self._make(stage)
+        return node
+
+
+def play(
+    rows: Sequence[Sequence[Element]], inputs: Inputs, durations: Mapping[Value, Number], microbatches: int
+) -> list[list[Span]]:
+    """Start every element of every row as early as its rank and its inputs allow; gives the spans of each rank.
+
+    Ranks go on one by one until they must wait, so the time it takes grows with the number of actions alone. Raises
+    Stuck when every rank that has work left waits.
+
+    >>> rows = [[Action(0, "F", 0), Action(0, "B", 0)], [Action(1, "F", 0), Action(1, "B", 0)]]
+    >>> inputs = {(0, "F"): [], (1, "F"): [((0, "F"), 5)], (1, "B"): [((1, "F"), 0)], (0, "B"): [((1, "I"), 5)]}
+    >>> played = play(rows, inputs, {(s, k): 1 for s in (0, 1) for k in "FB"}, microbatches=1)
+    >>> [(str(span.action), span.start, span.end) for span in played[0]]
+    [('0F0', 0, 1), ('0B0', 13, 14)]
+    """
+    nodes = _nodes(inputs, durations, microbatches)
+    played: list[list[Span]] = [[] for _ in rows]
+    waiting: dict[int, tuple[int, Action]] = {}
+    ready = deque(range(len(rows)))
+    while ready:
+        rank = ready.popleft()
+        need = _advance(rank, rows[rank], nodes, played[rank], ready)
+        waiting.pop(rank, None)
+        if need is not None:
+            waiting[rank] = (len(played[rank]), need)
+    if waiting:
+        raise Stuck(dict(sorted(waiting.items())))
+    return played
+
+
+def _nodes(inputs: Inputs, durations: Mapping[Value, Number], microbatches: int) -> dict[str, _Nodes]:
+    """The nodes by kind and stage; a full backward shares its results with I, whose part it plays."""
+    results: dict[Value, tuple[list[Number | None], list[Action | int | None]]] = {
+        (stage, GIVES.get(kind, kind)): ([None] * microbatches, [None] * microbatches) for stage, kind in inputs
+    }
+
+    def make(kind: str, stage: int) -> _Node:
+        needed = tuple((*results[source], latency, source) for source, latency in inputs[stage, kind])
+        return _Node(durations[stage, kind], *results[stage, GIVES.get(kind, kind)], needed)
+
+    return {kind: _Nodes(partial(make, kind)) for kind in {kind for _, kind in inputs}}
+
+
+def _advance(
+    rank: int, row: Sequence[Element], nodes: dict[str, _Nodes], played: list[Span], ready: deque[int]
+) -> Action | None:
+    """Play a rank until its row ends (None) or it must wait (gives what for); wake the ranks that waited for it."""
+    clock: Number = played[-1].end if played else 0
+    for position in range(len(played), len(row)):
+        element = row[position]
+        actions = element if type(element) is Pair else (element,)
+        start, waited, length = clock, None, 0
+        for stage, kind, microbatch in actions:
+            duration, _, _, inputs = nodes[kind][stage]
+            length += duration
+            for ends, givers, latency, value in inputs:
+                arrival = ends[microbatch]
+                if arrival is None:
+                    givers[microbatch] = rank
+                    return Action(*value, microbatch)
+                arrival += latency
+                if arrival > start:
+                    start, waited = arrival, givers[microbatch]
+        clock = start + length
+        for action in actions:
+            stage, kind, microbatch = action
+            _, ends, givers, _ = nodes[kind][stage]
+            waiter, givers[microbatch], ends[microbatch] = givers[microbatch], action, clock
+            if waiter.__class__ is int:
+                ready.append(waiter)
+        played.append(Span(rank, "compute", element, start, clock, waited))
+    return None
