@@ -5,6 +5,5 @@ def pytest_terminal_summary(terminalreporter):
     seconds = {"tests": 0.0, "labs": 0.0}
     for reports in terminalreporter.stats.values():
         for report in reports:
-            if hasattr(report, "when"):
-                seconds["labs" if "labs/" in report.nodeid else "tests"] += report.duration
+            seconds["labs" if "labs/" in getattr(report, "nodeid", "") else "tests"] += getattr(report, "duration", 0)
     terminalreporter.write_line("tests {tests:.1f} s, labs {labs:.1f} s".format(**seconds))

@@ -10,7 +10,7 @@ Lowered programs and traces add messages (`SEND_F RECV_F SEND_B RECV_B`), named 
 import re
 from typing import NamedTuple
 
-F, B, I, W = "F", "B", "I", "W"
+F, B, I, W = "F", "B", "I", "W"  # noqa: E741 (the letters of the field)
 COMPUTE = (F, B, I, W)
 SEND_F, RECV_F, SEND_B, RECV_B = "SEND_F", "RECV_F", "SEND_B", "RECV_B"
 MESSAGES = (SEND_F, RECV_F, SEND_B, RECV_B)
@@ -71,7 +71,7 @@ def parts(element: Element) -> tuple[Action, ...]:
     >>> [str(action) for action in parts(parse_element("2F5+3B1"))]
     ['2F5', '3B1']
     """
-    return tuple(element) if type(element) is Pair else (element,)  # type: ignore[arg-type, return-value]
+    return tuple(element) if type(element) is Pair else (element,)  # type: ignore[return-value]
 
 
 def parse_element(text: str) -> Element:

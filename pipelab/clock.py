@@ -17,10 +17,13 @@ import torch
 
 Result = TypeVar("Result")
 
+
 class Clock(Protocol):
     """The clock of one rank, restarted at each step."""
 
-    now: float
+    @property
+    def now(self) -> float:
+        """Seconds since the restart."""
 
     def restart(self, origin: float) -> None:
         """Set the clock to 0 at this reading of `time.perf_counter`."""

@@ -43,7 +43,7 @@ class Costs:
     Make one with `uniform`, `per_stage` or `measured`. A hop delays the receiver and occupies no device.
     """
 
-    work: Mapping[str, Number | tuple[Number, ...]] = field(hash=False)
+    work: Mapping[str, Number | tuple[Number | None, ...]] = field(hash=False)
     hop: Number | Mapping[Value, Number] = field(default=0, hash=False)
 
     @classmethod
@@ -62,7 +62,11 @@ class Costs:
 
     @classmethod
     def per_stage(
-        cls, F: Sequence[Number], I: Sequence[Number], W: Sequence[Number], hop: Number = 0  # noqa: E741
+        cls,
+        F: Sequence[Number],
+        I: Sequence[Number],  # noqa: E741
+        W: Sequence[Number],
+        hop: Number = 0,
     ) -> "Costs":
         """Unequal stages: one time for each stage (not rank). Raises ValueError for unequal lengths.
 
@@ -101,12 +105,12 @@ class Costs:
         if not times:
             raise ValueError("this trace has no compute spans to measure costs from")
         stages = 1 + max(stage for stage, _ in times)
-        work = {}
+        work: dict[str, tuple[Number | None, ...]] = {}
         for kind in COMPUTE:
             known = [times.get((stage, kind)) for stage in range(stages)]
             if any(known):
-                work[kind] = tuple(median(values) if values else None for values in known)
-        return cls(work, {value: median(values) for value, values in flights.items()})  # type: ignore[arg-type]
+                work[kind] = tuple(middle(values) if values else None for values in known)
+        return cls(work, {value: middle(values) for value, values in flights.items()})
 
     def durations(self, placement: Placement) -> "Durations":
         """The time of every (stage, kind) under this placement.
@@ -157,6 +161,16 @@ def share(work: Number, parts: int) -> Number:
     if not isinstance(work, Rational):
         return work / parts
     return plain(Fraction(work) / parts)
+
+
+def middle(values: Sequence[Number]) -> Number:
+    """The median, exact where the values are.
+
+    >>> middle([1, 2]), middle([0.5, 1.0, 4.0])
+    (Fraction(3, 2), 1.0)
+    """
+    exact = [Fraction(value) for value in values if isinstance(value, Rational)]
+    return plain(median(exact)) if len(exact) == len(values) else float(median(map(float, values)))
 
 
 def _refuse_negative(name: str, value: Number) -> None:

@@ -52,9 +52,7 @@ class Batches:
 
     def __post_init__(self) -> None:
         if not isinstance(self.text, bytes):
-            raise ValueError(
-                f"text must be bytes, not {type(self.text).__name__}; a str becomes bytes by .encode()"
-            )
+            raise ValueError(f"text must be bytes, not {type(self.text).__name__}; a str becomes bytes by .encode()")
         for name in ("microbatches", "rows", "context"):
             size = getattr(self, name)
             if not isinstance(size, int) or size < 1:
@@ -62,9 +60,7 @@ class Batches:
         if not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed must be a whole number of at least 0: got {self.seed!r}")
         if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 0):
-            raise ValueError(
-                f"steps must be a whole number of at least 0, or None for no end: got {self.steps!r}"
-            )
+            raise ValueError(f"steps must be a whole number of at least 0, or None for no end: got {self.steps!r}")
         if len(self.text) < self.context + 1:
             raise ValueError(
                 f"the text has {len(self.text)} bytes, but a context of {self.context} needs "
@@ -151,9 +147,7 @@ def stdlib_source(limit: int = STDLIB_SOURCE_LIMIT) -> bytes:
             break
         text += content
     if not text:
-        raise ValueError(
-            f"there are no Python sources in {root}; choose stdlib-docs, arithmetic or a text file"
-        )
+        raise ValueError(f"there are no Python sources in {root}; choose stdlib-docs, arithmetic or a text file")
     return bytes(text)
 
 
@@ -245,9 +239,7 @@ def _read_text_file(path: Path) -> bytes:
     if not content:
         raise ValueError(f"{str(path)!r} is empty; give a file with text or one of {names}")
     if reason := _why_no_text(content):
-        raise ValueError(
-            f"{str(path)!r} is not a UTF-8 text ({reason}); save it as UTF-8 or give one of {names}"
-        )
+        raise ValueError(f"{str(path)!r} is not a UTF-8 text ({reason}); save it as UTF-8 or give one of {names}")
     return content
 
 

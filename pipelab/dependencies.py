@@ -37,9 +37,7 @@ def needs(action: Action, stages: int) -> tuple[Action, ...]:
     >>> [str(need) for need in needs(Action.parse("1B4"), stages=3)]
     ['1F4', '2I4']
     """
-    return tuple(
-        Action(stage, kind, action.microbatch) for stage, kind in sources(action.stage, action.kind, stages)
-    )
+    return tuple(Action(stage, kind, action.microbatch) for stage, kind in sources(action.stage, action.kind, stages))
 
 
 def dataflow(stages: int) -> dict[Value, tuple[Value, ...]]:

@@ -6,7 +6,7 @@
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipelab.action import Action, Element, Pair
 from pipelab.dependencies import GIVES, Value
@@ -32,9 +32,9 @@ class _Node(NamedTuple):
     """
 
     duration: Number
-    ends: list[Number | None]
-    givers: list[Action | int | None]
-    inputs: tuple[tuple[list[Number | None], list[Action | int | None], Number, Value], ...]
+    ends: list[Any]
+    givers: list[Any]
+    inputs: tuple[tuple[list[Any], list[Any], Number, Value], ...]
 
 
 class _Nodes(dict[int, _Node]):
@@ -79,7 +79,7 @@ def play(
 
 def _nodes(inputs: Inputs, durations: Mapping[Value, Number], microbatches: int) -> dict[str, _Nodes]:
     """The nodes by kind and stage; a full backward shares its results with I, whose part it plays."""
-    results: dict[Value, tuple[list[Number | None], list[Action | int | None]]] = {
+    results: dict[Value, tuple[list[Any], list[Any]]] = {
         (stage, GIVES.get(kind, kind)): ([None] * microbatches, [None] * microbatches) for stage, kind in inputs
     }
 
@@ -97,8 +97,10 @@ def _advance(
     clock: Number = played[-1].end if played else 0
     for position in range(len(played), len(row)):
         element = row[position]
-        actions = element if type(element) is Pair else (element,)
-        start, waited, length = clock, None, 0
+        actions: tuple[Any, ...] = element if type(element) is Pair else (element,)
+        start: Number = clock
+        length: Number = 0
+        waited: Action | None = None
         for stage, kind, microbatch in actions:
             duration, _, _, inputs = nodes[kind][stage]
             length += duration

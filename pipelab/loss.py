@@ -6,7 +6,6 @@ exact, and no gradient is ever divided.
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,6 +19,7 @@ IGNORED = -100
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in nats: logits [..., classes], targets [...] of class indices; -100 is left out.
 
+    >>> import torch
     >>> round(cross_entropy(torch.zeros(2, 3, 256), torch.zeros(2, 3, dtype=torch.int64)).item(), 4)
     5.5452
     """
@@ -29,6 +29,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def count_targets(targets: Tensor) -> int:
     """How many targets the mean of a loss runs over: class indices other than -100, or all numbers of a tensor.
 
+    >>> import torch
     >>> count_targets(torch.tensor([3, -100, 5])), count_targets(torch.zeros(2, 3))
     (2, 6)
     """

@@ -70,7 +70,7 @@ def lower(schedule: Schedule) -> Program:
 
 def message_flow(schedule: Schedule) -> dict[Value, tuple[Value, ...]]:
     """What each step of a lowered program waits for from another rank: a receive waits for its send."""
-    table: dict[Value, tuple[Value, ...]] = {value: () for value in dataflow(schedule.stages)}
+    table: dict[Value, tuple[Value, ...]] = dict.fromkeys(dataflow(schedule.stages), ())
     for stage in range(schedule.stages):
         for receive, (step, send) in RECEIVED_FROM.items():
             table[stage, send] = ()

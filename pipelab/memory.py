@@ -82,7 +82,7 @@ class ActivationMeter:
 
 @dataclass(frozen=True)
 class Memory:
-    """Activation bytes of one step: the peak of each rank, and its curve as (time, bytes) steps on the trace's clock."""
+    """Activation bytes of each rank: the peak, and the curve as (time, bytes) steps on the trace's clock."""
 
     peaks: tuple[int, ...]
     curves: tuple[tuple[tuple[float, int], ...], ...]

@@ -47,8 +47,7 @@ class GPTConfig:
         if self.width % self.heads:
             larger = math.ceil(self.width / self.heads) * self.heads
             raise ValueError(
-                f"width must be a multiple of heads: got width {self.width} and heads {self.heads}; "
-                f"try width {larger}"
+                f"width must be a multiple of heads: got width {self.width} and heads {self.heads}; try width {larger}"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1: got {self.dropout}")
@@ -79,9 +78,7 @@ class Embedding(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         length, context = tokens.shape[-1], self.position.num_embeddings
         if length > context:
-            raise ValueError(
-                f"rows of {length} tokens do not fit into a context of {context}; use shorter rows"
-            )
+            raise ValueError(f"rows of {length} tokens do not fit into a context of {context}; use shorter rows")
         return self.dropout(self.token(tokens) + self.position.weight[:length])
 
 
@@ -186,7 +183,7 @@ class GPT(nn.Sequential):
 
     def __getitem__(self, index: Any) -> Any:
         # nn.Sequential builds a slice with its own class, but a slice of a GPT is no GPT: it may lack an end.
-        return nn.Sequential(OrderedDict(self._modules))[index]  # type: ignore[arg-type]
+        return nn.Sequential(OrderedDict(self._modules))[index]
 
 
 def _initialise(model: nn.Module, layers: int) -> None:

@@ -1,4 +1,4 @@
-"""What should the numbers be? The uncut model on one device, under plain autograd: no stages, no workers, no pipeline."""
+"""What should the numbers be? Those of the uncut model under plain autograd: no stages, no workers, no pipeline."""
 
 from collections.abc import Iterable
 

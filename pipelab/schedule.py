@@ -20,7 +20,7 @@ _TORCH_PAIR = re.compile(r"\((\w+);(\w+)\)OVERLAP_F_B", re.ASCII)
 
 
 class ScheduleError(ValueError):
-    """A schedule that cannot run: `.reasons` is a list of sentences, and the text adds the grid with the place marked."""
+    """A schedule that cannot run: `.reasons` are sentences, and the text adds the grid with the place marked."""
 
     def __init__(self, reasons: Sequence[str], grid: str = "") -> None:
         self.reasons = list(reasons)
@@ -154,10 +154,7 @@ def stagger(*streams: tuple[Sequence[Letter], int]) -> list[Letter]:
     """
     slots = max(delay + len(letters) for letters, delay in streams)
     return [
-        letters[slot - delay]
-        for slot in range(slots)
-        for letters, delay in streams
-        if 0 <= slot - delay < len(letters)
+        letters[slot - delay] for slot in range(slots) for letters, delay in streams if 0 <= slot - delay < len(letters)
     ]
 
 

@@ -12,7 +12,7 @@ from numbers import Rational
 
 from pipelab.action import Action, Element, parts
 from pipelab.costs import Costs, Durations
-from pipelab.dependencies import GIVES, Value, dataflow
+from pipelab.dependencies import GIVES, dataflow
 from pipelab.engine import Inputs, Stuck, play
 from pipelab.lower import CARRIES, RECEIVED_FROM, Program, message_flow
 from pipelab.schedule import Schedule
@@ -60,12 +60,13 @@ def simulate_program(program: Program, costs: Costs) -> Trace:
 
 
 def _givers(row: Sequence[Element]) -> Iterator[tuple[Action, Action]]:
-    """For each send of a row, the action whose result it carries: the latest of its stage and kind."""
-    latest: dict[Value, Action] = {}
+    """For each send of a row, the action whose result it carries."""
+    made: dict[Action, Action] = {}
     for action in chain(*map(parts, row)):
         if action.kind in CARRIES:
-            yield action, latest[action.stage, CARRIES[action.kind]]
-        latest[action.stage, GIVES.get(action.kind, action.kind)] = action
+            yield action, made.pop(Action(action.stage, CARRIES[action.kind], action.microbatch))
+        else:
+            made[Action(action.stage, GIVES.get(action.kind, action.kind), action.microbatch)] = action
 
 
 def _in_lanes(row: list[Span], givers: Mapping[Action, Action], costs: Costs) -> Iterator[Span]:
@@ -73,13 +74,13 @@ def _in_lanes(row: list[Span], givers: Mapping[Action, Action], costs: Costs) ->
     clock: Number = 0
     waited: Action | None = None
     for span in row:
-        kind = span.action.kind if isinstance(span.action, Action) else None
-        if kind in RECEIVED_FROM:
+        step = span.action
+        if isinstance(step, Action) and step.kind in RECEIVED_FROM:
             giver = None if span.waiting_for is None else givers[span.waiting_for]
             waited = giver or waited
             yield span._replace(lane="recv", start=clock, waiting_for=giver)
-        elif kind in CARRIES:
-            yield span._replace(lane="send", end=span.end + costs.latency((span.action.stage, CARRIES[kind])))
+        elif isinstance(step, Action) and step.kind in CARRIES:
+            yield span._replace(lane="send", end=span.end + costs.latency((step.stage, CARRIES[step.kind])))
         else:
             yield span._replace(waiting_for=waited)
             waited = None
@@ -103,12 +104,12 @@ def _play_in_ticks(
     return [[Span(s[0], s[1], s[2], exact[s[3]], exact[s[4]], s[5]) for s in row] for row in played]
 
 
-class _Exact(dict[int, Number]):
+class _Exact(dict[Number, Number]):
     """From ticks to time, each converted once."""
 
     def __init__(self, ticks: int) -> None:
         self._ticks = ticks
 
-    def __missing__(self, tick: int) -> Number:
-        self[tick] = time = plain(Fraction(tick, self._ticks))
+    def __missing__(self, tick: Number) -> Number:
+        self[tick] = time = plain(Fraction(tick) / self._ticks)
         return time

@@ -53,7 +53,7 @@ class DeferredWeights:
     """
 
     def __init__(self, module: nn.Module, hold: Callable[[Tensor], Held]) -> None:
-        self.linears = [child for child in module.modules() if _deferrable(child)]
+        self.linears = [child for child in module.modules() if isinstance(child, nn.Linear) and _deferrable(child)]
         self.hold = hold
         self.waiting: Waiting = []
 
@@ -72,13 +72,13 @@ class DeferredWeights:
         def put_off(linear: nn.Linear, x: Tensor, grad: Tensor) -> None:
             waiting.append((linear, self.hold(x), self.hold(grad)))
 
-        return _DeferredLinear.apply(x, linear.weight, linear.bias, linear, put_off)  # type: ignore[no-untyped-call]
+        return _DeferredLinear.apply(x, linear.weight, linear.bias, linear, put_off)
 
 
 @torch.no_grad()
 def pay(waiting: Waiting) -> None:
     """Compute the weight and bias gradients that wait, add them to `.grad`, and empty the list."""
-    sums: dict[nn.Parameter, Tensor] = {}
+    sums: dict[Tensor, Tensor] = {}
     while waiting:
         linear, x, grad = waiting.pop(0)
         rows, columns = grad.tensor.flatten(0, -2), x.tensor.flatten(0, -2)
@@ -94,12 +94,12 @@ def pay(waiting: Waiting) -> None:
             parameter.grad += gradient
 
 
-def _add(sums: dict[nn.Parameter, Tensor], parameter: nn.Parameter, gradient: Tensor) -> None:
+def _add(sums: dict[Tensor, Tensor], parameter: Tensor, gradient: Tensor) -> None:
     # A Linear used twice in one forward: autograd, too, sums the uses before it adds to .grad.
     sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
 
 
-def _deferrable(module: nn.Module) -> bool:
+def _deferrable(module: nn.Linear) -> bool:
     """A plain Linear that owns its weight; subclasses and parametrised weights keep autograd's own backward."""
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False

@@ -71,12 +71,12 @@ class Stage:
         return y.detach()
 
     def backward_input(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
-        """I: the gradient of the input (None on the first stage), from the gradient of the output (None at the loss)."""
+        """I: the gradient of the input (None on the first stage), from that of the output (None at the loss)."""
         kept = self._kept[microbatch]
         assert kept.input is not None
         x, end = kept.input.tensor, kept.end
         if end is not None:
-            torch.autograd.backward([end], None if gradient is None else [gradient])
+            torch.autograd.backward(end, gradient)
         kept.input = kept.end = None  # from here on only the products that were put off are needed
         if not x.requires_grad:
             return None

@@ -106,7 +106,7 @@ class Trace:
 
     @property
     def peak_in_flight(self) -> tuple[Number, ...]:
-        """Most micro-batches held at once by each rank, from the start of F to the end of B or W; a chunk counts 1/V."""
+        """Most micro-batches each rank holds at once, from the start of F to the end of B or W; a chunk counts 1/V."""
         return self._peaks({B, W})
 
     @property
@@ -142,9 +142,7 @@ class Trace:
             [s.rank, s.lane, str(s.action), number(s.start), number(s.end), s.waiting_for and str(s.waiting_for)]
             for s in self.spans
         ]
-        return json.dumps(
-            {"schedule": self.schedule, "clock": self.clock, "chunks": self.chunks, "spans": spans}
-        )
+        return json.dumps({"schedule": self.schedule, "clock": self.clock, "chunks": self.chunks, "spans": spans})
 
     @classmethod
     def from_json(cls, text: str) -> "Trace":

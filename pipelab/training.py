@@ -5,18 +5,17 @@ Read next: `worker` (what a rank does), `stage` (what it does it with), `referen
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
-from statistics import median
 
 import torch
 from torch import Tensor, nn
 
 from pipelab.action import B, F, I, Pair, W
 from pipelab.clock import Clock, Turn, VirtualClock, WallClock, undisturbed
-from pipelab.costs import Costs, Link
+from pipelab.costs import Costs, Link, middle
 from pipelab.formulas import formula
 from pipelab.loss import Loss, count_targets, cross_entropy
 from pipelab.lower import Program, lower
@@ -63,13 +62,13 @@ class Run:
 
     @property
     def clock(self) -> str:
-        """"virtual" or "wall"."""
+        """ "virtual" or "wall"."""
         return self.trace.clock
 
     @property
     def step_seconds(self) -> float:
         """Median makespan of the steps, in seconds of the run's clock."""
-        return float(median(trace.makespan for trace in self.traces))
+        return float(middle([trace.makespan for trace in self.traces]))
 
     def costs(self) -> Costs:
         """The median time of each stage and kind over all steps."""
@@ -85,17 +84,20 @@ class Run:
         `measured` is the median over the steps; `replayed` comes from the simulator with the run's median times;
         `formula` is the closed form for equal stages with the run's mean F, I and W, None outside its domain.
         """
-        measured = {kind: float(median(trace.bubble(kind) for trace in self.traces)) for kind in BUBBLES}
+        measured = {kind: float(middle([trace.bubble(kind) for trace in self.traces])) for kind in BUBBLES}
         replayed = {kind: float(bubble) for kind, bubble in self.replay().bubbles().items()}
         return {"measured": measured, "replayed": replayed, "formula": self._formula()}
 
     def _formula(self) -> dict[str, float] | None:
         schedule, costs = self.schedule, self.costs()
         shape = {"P": schedule.ranks, "M": schedule.microbatches, "V": schedule.stages // schedule.ranks}
-        hops = list(costs.hop.values()) if isinstance(costs.hop, dict) else []
+        hops = list(costs.hop.values()) if isinstance(costs.hop, Mapping) else []
         try:
-            work = {**self._mean_work(), "hop": sum(hops) / len(hops) if hops else 0}
-            return {kind: float(formula(schedule.name, f"bubble_{kind}", **shape, **work)) for kind in BUBBLES}
+            times = {**self._mean_work(), "hop": float(sum(hops)) / max(len(hops), 1)}
+            return {
+                kind: float(formula(schedule.name, f"bubble_{kind}", **shape, **times))  # type: ignore[arg-type]
+                for kind in BUBBLES
+            }
         except ValueError:
             return None
 
@@ -197,15 +199,11 @@ class _Pipeline:
         slices = cut(model, program.schedule.stages, at=at)
         clocks = _clocks(clock, device, program.placement.ranks)
         self.workers = [
-            Worker(
-                rank, program, stages, transport=self.mailboxes, clock=clocks[rank], meter=meter, link=link
-            )
+            Worker(rank, program, stages, transport=self.mailboxes, clock=clocks[rank], meter=meter, link=link)
             for rank, (stages, meter) in enumerate(_stages(program, slices, loss, Randomness(seed)))
         ]
-        self.optimizers = [
-            optimizer(own) if (own := [p for stage in worker.stages.values() for p in stage.layers.parameters()]) else None
-            for worker in self.workers
-        ]
+        own = [[p for stage in worker.stages.values() for p in stage.layers.parameters()] for worker in self.workers]
+        self.optimizers = [optimizer(parameters) for parameters in own if parameters]
         self._resources = ExitStack()
 
     def __enter__(self) -> "_Pipeline":
@@ -236,8 +234,7 @@ class _Pipeline:
         """Gradients of all micro-batches, then one step of every rank's optimizer."""
         records = self._run(batch)
         for optimizer in self.optimizers:
-            if optimizer is not None:
-                optimizer.step()
+            optimizer.step()
         return records
 
     def _run(self, batch: Microbatches) -> list[Record]:

@@ -56,7 +56,11 @@ def _incomplete(schedule: Schedule) -> Iterator[Finding]:
     count = Counter(action for _, _, action in schedule.actions())
     for rank, position, action in schedule.actions():
         if count[action] > 1:
-            yield f"rank {rank}, position {position}: {action} is doubled: it appears {count[action]} times", rank, position
+            yield (
+                f"rank {rank}, position {position}: {action} is doubled: it appears {count[action]} times",
+                rank,
+                position,
+            )
             count[action] = 1
     for stage, rank in enumerate(schedule.placement.rank_of):
         for microbatch in range(schedule.microbatches):
@@ -134,10 +138,8 @@ def _error(schedule: Schedule, found: list[Finding]) -> ScheduleError:
     reasons = [sentence for sentence, _, _ in found]
     if len(reasons) > MOST_REASONS:
         reasons[MOST_REASONS:] = [f"... and {len(reasons) - MOST_REASONS} more of this kind"]
-    marks: dict[int, int] = {}
-    for _, rank, position in reversed(found[:MOST_REASONS]):
-        if rank is not None and position is not None:
-            marks[rank] = position
+    first_on_rank = reversed(found[:MOST_REASONS])  # the later entry of a dict wins
+    marks = {rank: position for _, rank, position in first_on_rank if rank is not None and position is not None}
     return ScheduleError(reasons, grid(schedule, marks))
 
 

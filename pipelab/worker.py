@@ -71,13 +71,14 @@ class Worker:
         """Execute the row once, for one step's micro-batches."""
         record = Record()
         waited: Action | None = None
-        for self.at in self.program.rows[self.rank]:
-            if isinstance(self.at, Action) and self.at.kind in RECEIVED_FROM:
-                waited = self._receive(self.at, record) or waited
-            elif isinstance(self.at, Action) and self.at.kind in CARRIES:
-                self._send(self.at, record)
+        for step in self.program.rows[self.rank]:
+            self.at = step
+            if isinstance(step, Action) and step.kind in RECEIVED_FROM:
+                waited = self._receive(step, record) or waited
+            elif isinstance(step, Action) and step.kind in CARRIES:
+                self._send(step, record)
             else:
-                self._work(self.at, batch, record, waited)
+                self._work(step, batch, record, waited)
                 waited = None
         self.at = None
         assert not self._values, f"rank {self.rank} still holds {list(self._values)}"
@@ -144,7 +145,7 @@ class Worker:
         return gradients[0] if gradients else None
 
     def _others(self, action: Action) -> list[Value]:
-        """What the dataflow rule says this action needs of other stages: one value, or none at the model's ends."""
+        """What the dataflow rule says that it needs of other stages: one value, or none at the model's ends."""
         needed = sources(action.stage, action.kind, self.program.schedule.stages)
         return [source for source in needed if source[0] != action.stage]
 
@@ -156,10 +157,14 @@ def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int, tota
     """
     inputs, targets = batch
     if len(inputs) != len(targets):
-        raise ValueError(f"step {step}: {len(inputs)} inputs come with {len(targets)} targets; give one target an input")
+        raise ValueError(
+            f"step {step}: {len(inputs)} inputs come with {len(targets)} targets; give one target an input"
+        )
     if len(inputs) < microbatches:
         raise ValueError(
             f"step {step}: a batch of {len(inputs)} rows cannot be cut into {microbatches} micro-batches;"
             " give larger batches or ask for fewer micro-batches"
         )
-    return Microbatches(step, torch.tensor_split(inputs, microbatches), torch.tensor_split(targets, microbatches), total)
+    return Microbatches(
+        step, torch.tensor_split(inputs, microbatches), torch.tensor_split(targets, microbatches), total
+    )

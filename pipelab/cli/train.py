@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     if options.trace:
         options.trace.write_text(run_.trace.to_json())
     if options.html:
-        _write_html(options, run_)
+        _write_html(options, run_, difference)
     if options.json:
         print_json(_figures(options, run_, difference))
     else:
@@ -131,13 +131,15 @@ def _adamw(parameters: Any) -> Any:
 
 
 def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches: Any) -> float:
+    from pipelab.clock import undisturbed
     from pipelab.reference import train_uncut
 
     uncut.to(options.device)
     here = [tuple(tensor.to(options.device) for tensor in batch) for batch in batches]
-    train_uncut(uncut, here, options.microbatches, _adamw(uncut.parameters()), seed=options.seed)
+    with undisturbed():  # operators of one thread, as in the run: they add in the same order
+        train_uncut(uncut, here, options.microbatches, _adamw(uncut.parameters()), seed=options.seed)
     ours = result.parameters()
-    return max(float((ours[name] - parameter).abs().max()) for name, parameter in uncut.named_parameters())
+    return max(float((ours[name] - theirs.detach()).abs().max()) for name, theirs in uncut.named_parameters())
 
 
 def _figures(options: argparse.Namespace, result: "Run", difference: float | None) -> dict[str, Any]:
@@ -182,8 +184,7 @@ def _print_figures(result: "Run", difference: float | None) -> None:
         print(f"{what:<17} {figure}")
 
 
-def _write_html(options: argparse.Namespace, result: "Run") -> None:
+def _write_html(options: argparse.Namespace, result: "Run", difference: float | None) -> None:
     from pipelab.show.report import write_report
 
-    title = f"{result.schedule.name} on {result.schedule.ranks} ranks, {result.schedule.microbatches} micro-batches"
-    write_report(options.html, result.trace, memory=result.memory.curves, summary=_summary(result, None), title=title)
+    write_report(options.html, result.trace, memory=result.memory.curves, summary=_summary(result, difference))
