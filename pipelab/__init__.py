@@ -24,8 +24,9 @@ from pipelab.trace import Span, Trace
 from pipelab.validate import validate
 
 if TYPE_CHECKING:
+    from pipelab.run import Run
     from pipelab.show.timeline import compare, timeline
-    from pipelab.training import Run, train
+    from pipelab.training import train
 
 __version__ = "0.1.0"
 
@@ -53,7 +54,7 @@ __all__ = [
 ]
 
 _FETCHED_ON_USE = {
-    "Run": "pipelab.training",
+    "Run": "pipelab.run",
     "train": "pipelab.training",
     "compare": "pipelab.show.timeline",
     "timeline": "pipelab.show.timeline",

@@ -12,7 +12,8 @@ import pipelab as pl
 from pipelab.loss import IGNORED
 from pipelab.models import GPT, GPTConfig
 from pipelab.reference import train_uncut
-from pipelab.training import RunError, adamw, train
+from pipelab.training import adamw, train
+from pipelab.virtual_ranks import RunError
 
 CONFIG = GPTConfig(vocabulary=17, width=8, heads=2, layers=22, context=5, dropout=0.1)
 SHAPES = [

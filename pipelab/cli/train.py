@@ -12,7 +12,7 @@ from pipelab.schedules import SCHEDULES, build
 from pipelab.trace import BUBBLES
 
 if TYPE_CHECKING:
-    from pipelab.training import Run
+    from pipelab.run import Run
 
 EXAMPLE = "pipelab train --schedule 1f1b --pp 4 --microbatches 8 --steps 5 --model tiny --check"
 ROWS = {"tiny": 4, "small": 2, "gpt2": 1}

@@ -1,0 +1,94 @@
+"""What did a run measure? Losses, traces, memory, and the bubble by measurement, by replay and by formula."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from pipelab.action import B, F, I, Pair, W
+from pipelab.costs import Costs, middle
+from pipelab.formulas import formula
+from pipelab.memory import Memory
+from pipelab.mesh import Mesh
+from pipelab.schedule import Schedule
+from pipelab.simulate import simulate
+from pipelab.trace import BUBBLES, Trace
+
+
+@dataclass(frozen=True, repr=False)
+class Run:
+    """What a training run did: the loss of each step, the trace and the memory of a typical step, the bubbles.
+
+    `traces` has one trace a step, `trace` the one of median makespan, and `memory` the activation bytes of that step
+    (its `peaks` are over all steps). `clock` says whose seconds these are.
+    """
+
+    schedule: Schedule
+    mesh: Mesh
+    losses: list[float]
+    traces: list[Trace]
+    trace: Trace
+    memory: Memory
+    model: nn.Sequential
+
+    def __repr__(self) -> str:
+        step = f"{1e3 * self.step_seconds:.1f} ms a step in {self.clock} time"
+        return f"<Run of {self.schedule.name}: {len(self.losses)} steps, loss {self.losses[-1]:.3f}, {step}>"
+
+    @property
+    def clock(self) -> str:
+        """ "virtual" or "wall"."""
+        return self.trace.clock
+
+    @property
+    def step_seconds(self) -> float:
+        """Median makespan of the steps, in seconds of the run's clock."""
+        return float(middle([trace.makespan for trace in self.traces]))
+
+    def costs(self) -> Costs:
+        """The median time of each stage and kind over all steps."""
+        return Costs.measured(self.traces)
+
+    def replay(self) -> Trace:
+        """The same schedule simulated with the run's own median times."""
+        return simulate(self.schedule, self.costs())
+
+    def bubbles(self) -> dict[str, dict[str, float] | None]:
+        """Three figures side by side, each as step, span and overhead.
+
+        `measured` is the median over the steps; `replayed` comes from the simulator with the run's median times;
+        `formula` is the closed form for equal stages with the run's mean F, I and W, None outside its domain.
+        """
+        measured = {kind: float(middle([trace.bubble(kind) for trace in self.traces])) for kind in BUBBLES}
+        replayed = {kind: float(bubble) for kind, bubble in self.replay().bubbles().items()}
+        return {"measured": measured, "replayed": replayed, "formula": self._formula()}
+
+    def _formula(self) -> dict[str, float] | None:
+        schedule, costs = self.schedule, self.costs()
+        shape = {"P": schedule.ranks, "M": schedule.microbatches, "V": schedule.stages // schedule.ranks}
+        hops = list(costs.hop.values()) if isinstance(costs.hop, Mapping) else []
+        try:
+            times = {**self._mean_work(), "hop": float(sum(hops)) / max(len(hops), 1)}
+            return {
+                kind: float(formula(schedule.name, f"bubble_{kind}", **shape, **times))  # type: ignore[arg-type]
+                for kind in BUBBLES
+            }
+        except ValueError:
+            return None
+
+    def _mean_work(self) -> dict[str, float]:
+        """Mean F, I and W of one rank for one micro-batch; a full backward counts as I, for a formula needs I + W."""
+        busy = {F: 0.0, I: 0.0, W: 0.0}
+        for trace in self.traces:
+            for span in itertools.chain(*trace.compute):
+                if isinstance(span.action, Pair):
+                    raise ValueError("a pair's time cannot be told apart into F, I and W")
+                kind = I if span.action.kind == B else span.action.kind
+                busy[kind] += float(span.end - span.start)
+        share = len(self.traces) * self.schedule.ranks * self.schedule.microbatches
+        return {kind: seconds / share for kind, seconds in busy.items()}
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Every parameter after the last step, under its name in the uncut model."""
+        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}

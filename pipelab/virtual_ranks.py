@@ -1,0 +1,142 @@
+"""How does one process play many ranks? Each rank is a thread with its own worker, stages, clock and optimizer.
+
+Read next: `worker` (what a rank does), `stage` (what it does it with).
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+
+from pipelab.action import W
+from pipelab.clock import Clock, Turn, VirtualClock, WallClock, undisturbed
+from pipelab.costs import Link
+from pipelab.loss import Loss, count_targets
+from pipelab.lower import Program
+from pipelab.memory import ActivationMeter
+from pipelab.partition import cut
+from pipelab.randomness import Randomness
+from pipelab.stage import Stage
+from pipelab.transport import Aborted
+from pipelab.transport.memory import Mailboxes
+from pipelab.worker import Microbatches, Record, Worker, split_batch
+
+Optimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+"""Makes the optimizer of one rank from its parameters."""
+
+
+class RunError(RuntimeError):
+    """A run that failed: the sentence names the rank, what it was doing, and the cause."""
+
+
+class VirtualRanks:
+    """The virtual ranks of one run: their workers, threads and optimizers; a context, so that all are given back."""
+
+    def __init__(
+        self, model: nn.Sequential, program: Program, loss: Loss, optimizer: Optimizer, seed: int,
+        device: torch.device, clock: str, link: Link, at: list[int] | None, timeout: float,
+    ) -> None:  # fmt: skip
+        self.model = model
+        self.program = program
+        self.device = device
+        self.mailboxes = Mailboxes(timeout)
+        slices = cut(model, program.schedule.stages, at=at)
+        clocks = _clocks(clock, device, program.placement.ranks)
+        self.workers = [
+            Worker(rank, program, stages, transport=self.mailboxes, clock=clocks[rank], meter=meter, link=link)
+            for rank, (stages, meter) in enumerate(_stages(program, slices, loss, Randomness(seed)))
+        ]
+        own = [[p for stage in worker.stages.values() for p in stage.layers.parameters()] for worker in self.workers]
+        self.optimizers = [optimizer(parameters) for parameters in own if parameters]
+        self._resources = ExitStack()
+
+    def __enter__(self) -> "VirtualRanks":
+        self._resources.enter_context(undisturbed())
+        for worker in self.workers:
+            for stage in worker.stages.values():
+                self._resources.enter_context(stage.attached())
+        self.pool = self._resources.enter_context(ThreadPoolExecutor(len(self.workers), thread_name_prefix="rank"))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.mailboxes.abort()
+        self._resources.close()
+
+    def split(self, step: int, batch: tuple[Tensor, Tensor]) -> Microbatches:
+        """The micro-batches of a step, on the run's device."""
+        inputs, targets = (tensor.to(self.device) for tensor in batch)
+        return split_batch(step, (inputs, targets), self.program.schedule.microbatches, count_targets(targets))
+
+    def warm_up(self, batch: Microbatches) -> None:
+        """One step whose gradients and buffers are thrown away: first calls are slow and would be read as bubbles."""
+        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        self._run(batch)
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(before[name])
+
+    def step(self, batch: Microbatches) -> list[Record]:
+        """Gradients of all micro-batches, then one step of every rank's optimizer."""
+        records = self._run(batch)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return records
+
+    def _run(self, batch: Microbatches) -> list[Record]:
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        origin = time.perf_counter()
+        for worker in self.workers:
+            worker.clock.restart(origin)
+        futures = [self.pool.submit(worker.run, batch) for worker in self.workers]
+        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        if any(future.exception() for future in done):
+            self.mailboxes.abort()
+            wait(futures)
+            raise self._failure(futures)
+        return [future.result() for future in futures]
+
+    def _failure(self, futures: list[Future[Record]]) -> RunError:
+        for worker, future in zip(self.workers, futures, strict=True):
+            cause = future.exception()
+            if cause is not None and not isinstance(cause, Aborted):
+                error = RunError(f"rank {worker.rank} failed at {worker.at}: {type(cause).__name__}: {cause}")
+                error.__cause__ = cause
+                return error
+        raise AssertionError("a run failed without a cause")
+
+
+def _stages(
+    program: Program, slices: list[nn.Sequential], loss: Loss, randomness: Randomness
+) -> Iterator[tuple[dict[int, Stage], ActivationMeter]]:
+    """For each rank its stages and the meter that counts what they keep."""
+    split = {action.stage for _, _, action in program.schedule.actions() if action.kind == W}
+    last = program.schedule.stages - 1
+    for rank in range(program.placement.ranks):
+        own = program.placement.stages_on(rank)
+        meter = ActivationMeter(t for stage in own for t in (*slices[stage].parameters(), *slices[stage].buffers()))
+        yield (
+            {
+                stage: Stage(
+                    slices[stage],
+                    first=stage == 0,
+                    loss=loss if stage == last else None,
+                    split=stage in split,
+                    randomness=randomness,
+                    meter=meter,
+                )
+                for stage in own
+            },
+            meter,
+        )
+
+
+def _clocks(clock: str, device: torch.device, ranks: int) -> list[Clock]:
+    if clock == "virtual":
+        turn = Turn(device)
+        return [VirtualClock(turn) for _ in range(ranks)]
+    if clock == "wall":
+        return [WallClock(device) for _ in range(ranks)]
+    raise ValueError(f"a run's clock is 'virtual' or 'wall': got {clock!r}")
