@@ -84,9 +84,7 @@ def _bars(trace: Trace, axis: Axis, legend: set[str]) -> list["go.Bar"]:
     ]
 
 
-def _kind(
-    trace: Trace, bars: list[Bar], unit: Unit, labels: list[str] | None, entry: dict[str, Any]
-) -> "go.Bar":
+def _kind(trace: Trace, bars: list[Bar], unit: Unit, labels: list[str] | None, entry: dict[str, Any]) -> "go.Bar":
     """All bars of one kind and one look."""
     import plotly.graph_objects as go
 
@@ -191,9 +189,7 @@ def _columns(trace: Trace, unit: Unit, legend: set[str]) -> list["go.Heatmap | g
         z=[[place[kind] for kind in row] for row in cells],
         x0=width / 2,
         dx=width,
-        colorscale=[
-            [(index + edge) / len(kinds), colour] for index, colour in enumerate(colours) for edge in (0, 1)
-        ],
+        colorscale=[[(index + edge) / len(kinds), colour] for index, colour in enumerate(colours) for edge in (0, 1)],
         zmin=-0.5,
         zmax=len(kinds) - 0.5,
         showscale=False,

@@ -79,9 +79,7 @@ def _spread(ranks: int) -> list[int]:
     return [round(turn * (ranks - 1) / (MOST_CURVES - 1)) for turn in range(MOST_CURVES)]
 
 
-def _line(
-    rank: int, turn: int, points: Iterable[tuple[float, float]], name: str, width: float
-) -> "go.Scatter":
+def _line(rank: int, turn: int, points: Iterable[tuple[float, float]], name: str, width: float) -> "go.Scatter":
     import plotly.graph_objects as go
 
     times, amounts = zip(*points, strict=True)

@@ -15,9 +15,7 @@ from pipelab.trace import Trace
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-NOTHING_IS_FETCHED = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-)
+NOTHING_IS_FETCHED = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 STYLE = """
 :root { color-scheme: light dark }
@@ -61,9 +59,7 @@ def write_report(
     """
     target = Path(path)
     if not target.parent.is_dir():
-        raise ValueError(
-            f"there is no folder {str(target.parent)!r} to write {target.name} to; make it first"
-        )
+        raise ValueError(f"there is no folder {str(target.parent)!r} to write {target.name} to; make it first")
     if target.is_dir():
         raise ValueError(f"{str(target)!r} is a folder; name a file, such as {str(target / 'report.html')!r}")
     figure = timeline(trace, memory)
@@ -113,9 +109,7 @@ def table_section(heading: str, rows: Iterable[tuple[str, str]]) -> str:
     >>> "<td>33</td>" in table_section("Figures", [("makespan", "33")])
     True
     """
-    lines = "\n".join(
-        f'<tr><th scope="row">{escape(what)}</th><td>{escape(figure)}</td></tr>' for what, figure in rows
-    )
+    lines = "\n".join(f'<tr><th scope="row">{escape(what)}</th><td>{escape(figure)}</td></tr>' for what, figure in rows)
     return _section(heading, f"<table>\n{lines}\n</table>")
 
 

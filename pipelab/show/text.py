@@ -125,9 +125,7 @@ def _legend(trace: Trace, roomy: bool) -> list[str]:
     words.append(f"{IDLE} idle")
     chunks = 1 + max(chunk_of(trace).values(), default=0)
     if chunks > 1:
-        words.append(
-            "lower case: the rank's " + ("second chunk" if chunks == 2 else "second, fourth, ... chunk")
-        )
+        words.append("lower case: the rank's " + ("second chunk" if chunks == 2 else "second, fourth, ... chunk"))
     if not roomy:
         words.append("each column: the kind that fills most of it")
     elif any(isinstance(element, Pair) for element in elements):

@@ -52,9 +52,7 @@ def timeline(trace: Trace, memory: Sequence[Curve] | None = None, title: str | N
     figure.update_yaxes(title_text=what, rangemode="tozero", nticks=6, fixedrange=True, row=2, col=1)
     figure.update_xaxes(range=[0, unit.of(trace.makespan) or 1])
     figure.update_xaxes(title_text=_axis_title([trace], unit), row=2, col=1)
-    figure.update_layout(
-        legend2={"x": 1.01, "xanchor": "left", "y": MEMORY / (rows + GAP + MEMORY), "yanchor": "top"}
-    )
+    figure.update_layout(legend2={"x": 1.01, "xanchor": "left", "y": MEMORY / (rows + GAP + MEMORY), "yanchor": "top"})
     return figure
 
 
@@ -164,8 +162,7 @@ def _comparison(traces: Sequence[Trace], names: Sequence[str], unit: Unit) -> st
     if least == most:
         return f"{_listed(names)}: a step of {least}"
     shortest, longest = (
-        _listed([name for name, time in zip(names, times, strict=True) if time == extreme])
-        for extreme in (least, most)
+        _listed([name for name, time in zip(names, times, strict=True) if time == extreme]) for extreme in (least, most)
     )
     return f"shortest step: {shortest} ({least}), longest: {longest} ({most})"
 
