@@ -81,7 +81,7 @@ def pay(waiting: Waiting) -> None:
     sums: dict[Tensor, Tensor] = {}
     while waiting:
         linear, x, grad = waiting.pop(0)
-        rows, columns = grad.tensor.flatten(0, -2), x.tensor.flatten(0, -2)
+        rows, columns = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (grad.tensor, x.tensor))
         if linear.weight.requires_grad:
             _add(sums, linear.weight, rows.t() @ columns)
         if linear.bias is not None and linear.bias.requires_grad:
