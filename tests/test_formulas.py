@@ -84,9 +84,7 @@ def test_many_chunks_in_uneven_rounds_are_outside_only_with_a_hop():
 
 
 def test_refusals_outside_the_domain_name_it():
-    with pytest.raises(
-        ValueError, match=r"hops of at most half the work of a chunk, 2 hop <= \(F\+B\)/V: got hop=1"
-    ):
+    with pytest.raises(ValueError, match=r"hops of at most half the work of a chunk, 2 hop <= \(F\+B\)/V: got hop=1"):
         formula("interleaved", "makespan", P=4, M=8, V=2, F=1, I=Fraction(1, 4), W=Fraction(1, 4), hop=1)
     with pytest.raises(ValueError, match="V at most 3, one more than the smallest: got P=2, M=7, V=4"):
         formula("interleaved", "span", P=2, M=7, V=4, hop=Fraction(1, 100))
@@ -97,10 +95,7 @@ def test_published_forms_are_special_cases(P, M):
     F, I, W, hop = 5, 4, 3, Fraction(1, 7)  # noqa: E741
     B, ideal = I + W, M * (5 + 4 + 3)
     question = {"P": P, "M": M, "F": F, "I": I, "W": W, "hop": hop}
-    assert (
-        formula("1f1b", "makespan", **question)
-        == (M + P - 1) * (F + B) + (2 * (P - 1) * (M // P + 1) - 2) * hop
-    )
+    assert formula("1f1b", "makespan", **question) == (M + P - 1) * (F + B) + (2 * (P - 1) * (M // P + 1) - 2) * hop
     for V in (2, 3, 4):
         published = ideal + Fraction(P - 1, V) * (F + B) + 2 * (P * V - 1) * hop
         assert formula("interleaved", "makespan", V=V, **question) == published

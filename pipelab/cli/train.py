@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 EXAMPLE = "pipelab train --schedule 1f1b --pp 4 --microbatches 8 --steps 5 --model tiny --check"
 ROWS = {"tiny": 4, "small": 2, "gpt2": 1}
 """Sequences in a micro-batch of each preset, so that one action takes milliseconds on its usual machine."""
-LEARNING_RATE = 3e-3
 TOLERANCE = 1e-9
 
 
@@ -114,7 +113,6 @@ def _train(options: argparse.Namespace, schedule: Any) -> tuple["Run", float | N
             batches,
             schedule,
             Mesh(dp=options.dp, pp=options.pp, tp=options.tp),
-            optimizer=_adamw,
             seed=options.seed,
             device=options.device,
             clock=options.clock or "virtual",
@@ -122,12 +120,6 @@ def _train(options: argparse.Namespace, schedule: Any) -> tuple["Run", float | N
             on_step=on_step,
         )
     return result, None if uncut is None else _difference(options, result, uncut, batches)
-
-
-def _adamw(parameters: Any) -> Any:
-    import torch
-
-    return torch.optim.AdamW(parameters, lr=LEARNING_RATE)
 
 
 def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches: Any) -> float:
@@ -139,7 +131,7 @@ def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches:
     uncut.to(options.device)
     here = [tuple(tensor.to(options.device) for tensor in batch) for batch in batches]
     with undisturbed():  # operators of one thread, as in the run: they add in the same order
-        train_uncut(uncut, here, options.microbatches, optimizer=_adamw, seed=options.seed)
+        train_uncut(uncut, here, options.microbatches, seed=options.seed)
     ours = result.parameters()
     apart = [(ours[name] - theirs.detach()).abs().max() for name, theirs in uncut.named_parameters()]
     return float(torch.stack(apart).max())  # NaN if any of them is, as Python's max() is not
