@@ -49,7 +49,7 @@ def timeline_traces(trace: Trace, axis: Axis, legend: set[str]) -> list["go.Bar 
     if sum(map(len, trace.compute)) > MOST_BARS:
         return _columns(trace, axis.unit, legend)
     drawn = [_track(trace, axis.unit, legend), *_bars(trace, axis, legend)]
-    messages = [span for span in trace.spans if span.lane == "send"]
+    messages = [span for span in trace.spans if span.lane == "send" and span.end > span.start]
     if 0 < len(messages) <= MOST_MESSAGES:
         drawn.append(_messages(trace, messages, axis.unit, legend))
     return drawn

@@ -27,7 +27,7 @@ LOOKS: Mapping[str, Look] = MappingProxyType(
         F: Look("#56B4E9", "", "-", "forward"),
         B: Look("#E69F00", "/", "=", "full backward"),
         I: Look("#F0E442", "\\", "~", "input gradient"),
-        W: Look("#009E73", ".", "+", "weight gradient", PAPER),  # light dots: the green is the darkest
+        W: Look("#2CB88A", ".", "+", "weight gradient"),  # lighter than their green, for the text on it
         "R": Look("#CC79A7", "x", "^", "recompute"),
     }
 )
