@@ -125,13 +125,11 @@ def _train(options: argparse.Namespace, schedule: Any) -> tuple["Run", float | N
 def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches: Any) -> float:
     import torch
 
-    from pipelab.clock import undisturbed
     from pipelab.reference import train_uncut
 
     uncut.to(options.device)
     here = [tuple(tensor.to(options.device) for tensor in batch) for batch in batches]
-    with undisturbed():  # operators of one thread, as in the run: they add in the same order
-        train_uncut(uncut, here, options.microbatches, seed=options.seed)
+    train_uncut(uncut, here, options.microbatches, seed=options.seed)
     ours = result.parameters()
     apart = [(ours[name] - theirs.detach()).abs().max() for name, theirs in uncut.named_parameters()]
     return float(torch.stack(apart).max())  # NaN if any of them is, as Python's max() is not
