@@ -171,7 +171,7 @@ class GPT(nn.Sequential):
 
     >>> model = GPT(PRESETS["tiny"])
     >>> len(model), type(model[0]).__name__, type(model[-1]).__name__
-    (10, 'Embedding', 'Head')
+    (18, 'Embedding', 'Head')
     >>> next(name for name, _ in model[3:].named_parameters() if "qkv" in name)  # a slice keeps the names
     '3.attention.qkv.weight'
     """

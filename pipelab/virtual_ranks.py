@@ -72,8 +72,8 @@ class VirtualRanks:
         """One step whose gradients and buffers are thrown away: first calls are slow and would be read as bubbles."""
         before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         self._run(batch)
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(before[name])
+        for name, buffer in before.items():  # not those that a first forward makes, such as a cache of positions
+            self.model.get_buffer(name).copy_(buffer)
 
     def step(self, batch: Microbatches) -> list[Record]:
         """Gradients of all micro-batches, then one step of every rank's optimizer."""

@@ -15,7 +15,7 @@ def tokens(rows: int = 2, length: int = 16) -> torch.Tensor:
 
 def test_children_are_embedding_blocks_and_head():
     model = build_model("tiny")
-    assert [type(layer) for layer in model] == [Embedding, *[Block] * 8, Head]
+    assert [type(layer) for layer in model] == [Embedding, *[Block] * 16, Head]
     assert "3.attention.qkv.weight" in dict(model.named_parameters())
 
 

@@ -244,7 +244,7 @@ def matmul_flops(work) -> int:
 def test_input_and_weight_gradient_together_do_the_products_of_a_full_backward(first):
     torch.manual_seed(0)
     config = GPTConfig(vocabulary=7, width=8, heads=2, layers=1, context=5)
-    layers = nn.Sequential(Block(config), nn.Linear(8, 3))
+    layers = nn.Sequential(nn.Linear(8, 8), Block(config), nn.Linear(8, 3))
     x, gradient = torch.randn(2, 5, 8), torch.randn(2, 5, 3)
 
     def count(*, split: bool) -> list[int]:
@@ -257,7 +257,7 @@ def test_input_and_weight_gradient_together_do_the_products_of_a_full_backward(f
             return [forward, first_half, matmul_flops(lambda: stage.backward_weight(0))]
 
     (whole_forward, whole), (forward, half, other) = count(split=False), count(split=True)
-    linear = 2 * 10 * (8 * 24 + 8 * 8 + 8 * 32 + 32 * 8 + 8 * 3)
+    linear = 2 * 10 * (8 * 8 + 8 * 24 + 8 * 8 + 8 * 32 + 32 * 8 + 8 * 3)
     assert whole_forward == forward
     assert other == linear  # each weight product: as many as the forward's
     assert half + other == whole

@@ -2,6 +2,7 @@
 
 import _thread
 import random
+import signal
 import threading
 import time
 
@@ -194,8 +195,16 @@ def test_an_interrupt_between_steps_leaves_no_thread():
     assert rank_threads() == []
 
 
+@pytest.fixture
+def interruptible():
+    """A job in the background of a shell ignores Control-C, and so would its tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("call", [6, 11])
-def test_an_interrupt_while_ranks_compute_leaves_no_thread(call):
+def test_an_interrupt_while_ranks_compute_leaves_no_thread(call, interruptible):
     # Control-C reaches the main thread, whatever it waits for; it is made here by a layer of rank 1.
     threads = torch.get_num_threads()
     with pytest.raises(KeyboardInterrupt):

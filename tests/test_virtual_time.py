@@ -383,3 +383,20 @@ def test_threads_and_the_garbage_collector_are_given_back_also_after_an_exceptio
     finally:
         torch.set_num_threads(threads)
         (gc.enable if before else gc.disable)()
+
+
+def test_a_buffer_that_the_warm_up_makes_is_no_obstacle_and_one_that_it_changes_is_restored():
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("cache", None)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.cache = torch.ones(4) if self.cache is None else self.cache
+            return x * self.cache
+
+    model = nn.Sequential(nn.Linear(4, 4), Counts())
+    pl.train(model, [tuple(torch.ones(2, 6, 4))], pl.build("gpipe", 2, 3), loss=nn.functional.mse_loss)
+    assert model[1].calls == 3
