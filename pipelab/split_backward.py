@@ -100,7 +100,8 @@ def _add(sums: dict[Tensor, Tensor], parameter: Tensor, gradient: Tensor) -> Non
 
 
 def _deferrable(module: nn.Linear) -> bool:
-    """A plain Linear that owns its weight; subclasses and parametrised weights keep autograd's own backward."""
+    """A plain Linear that owns its weight; subclasses, parametrised and hooked weights keep autograd's own backward."""
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
-    return isinstance(module._parameters.get("weight"), nn.Parameter) and module.weight.requires_grad
+    own = isinstance(module._parameters.get("weight"), nn.Parameter) and module.weight.requires_grad
+    return own and not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in module.parameters())

@@ -108,7 +108,9 @@ def test_several_steps_with_adamw_stay_bit_equal():
     losses = train_uncut(reference, batches, 4, seed=3)
     run = train(model, batches, pl.build("zb-h1", 3, 4), seed=3)
     assert run.losses == losses
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True))
+    assert all(
+        torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True)
+    )
     assert set(run.parameters()) == {name for name, _ in reference.named_parameters()}
 
 

@@ -256,12 +256,12 @@ def test_a_deadlock_across_four_ranks_names_a_cycle_and_not_the_ranks_that_only_
     assert sorted(int(A_PLACE.search(reason)[1]) for reason in refused.value.reasons) == [2, 3]
 
 
-def test_long_lists_of_reasons_are_cut_and_counted():
+def test_long_lists_of_reasons_are_cut():
     schedule = replace(build("gpipe", 4, 64), rows=((),) * 4)
     with pytest.raises(ScheduleError) as refused:
         validate(schedule)
     assert len(refused.value.reasons) == MOST_REASONS + 1
-    assert refused.value.reasons[-1] == f"... and {4 * 64 - MOST_REASONS} more of this kind"
+    assert refused.value.reasons[-1] == "... and more of this kind"
 
 
 def test_the_grid_marks_the_place_and_shows_what_is_around_it():

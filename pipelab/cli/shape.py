@@ -6,7 +6,6 @@ from pathlib import Path
 from pipelab.cli.parser import CommandError, count
 from pipelab.schedule import Schedule
 from pipelab.schedules import SCHEDULES, build
-from pipelab.validate import validate
 
 SHAPE = ("schedule", "ranks", "microbatches", "chunks")
 
@@ -24,7 +23,7 @@ def asked_schedule(options: argparse.Namespace) -> Schedule:
     """The schedule that the options name, or that the file holds."""
     if options.file is not None:
         refuse_shape(options, "--file")
-        return validate(Schedule.from_text(read_text("--file", options.file), name=options.file.stem))
+        return Schedule.from_text(read_text("--file", options.file), name=options.file.stem)
     if options.schedule is None:
         raise CommandError(f"name a schedule ({', '.join(SCHEDULES)}), or give --file")
     for option in ("ranks", "microbatches"):

@@ -7,6 +7,7 @@ import argparse
 from typing import Any
 
 from pipelab.cli.parser import add_json, duration, percent, print_json
+from pipelab.cli.progress import elapsed
 from pipelab.cli.shape import add_shape, asked_schedule
 from pipelab.costs import Costs
 from pipelab.formulas import formula
@@ -28,9 +29,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the rows, the time, the bubbles and the peak of one schedule."""
-    schedule = asked_schedule(options)
     costs = Costs.uniform(F=options.F, I=options.I, W=options.W, hop=options.hop)
-    trace = simulate(schedule, costs)
+    with elapsed("simulating"):
+        schedule = asked_schedule(options)
+        trace = simulate(schedule, costs)
     closed_form = None if options.file else _formula(options, schedule)
     if options.json:
         print_json(_figures(schedule, trace, closed_form))

@@ -15,6 +15,7 @@ from pipelab.schedules.interleaved import interleaved
 from pipelab.schedules.naive import naive
 from pipelab.schedules.one_f_one_b import one_f_one_b
 from pipelab.schedules.zero_bubble import zb_h1
+from pipelab.validate import declare_valid
 
 GENERATORS: dict[str, Callable[..., Schedule]] = {
     "naive": naive,
@@ -54,7 +55,7 @@ def build(name: str, ranks: int, microbatches: int, chunks: int | None = None, *
         options["chunks"] = chunks
     elif chunks != 1:
         raise ValueError(f"{name} has one chunk a rank: got chunks={chunks}; leave it out, or take interleaved")
-    return GENERATORS[name](ranks, microbatches, **options)
+    return declare_valid(GENERATORS[name](ranks, microbatches, **options))
 
 
 def options_of(name: str) -> tuple[str, ...]:

@@ -27,7 +27,9 @@ LOOKS: Mapping[str, Look] = MappingProxyType(
         F: Look("#56B4E9", "", "-", "forward"),
         B: Look("#E69F00", "/", "=", "full backward"),
         I: Look("#F0E442", "\\", "~", "input gradient"),
-        W: Look("#2CB88A", ".", "+", "weight gradient", "#C8F0E2"),  # a lighter green and light dots, for the text on it
+        W: Look(
+            "#2CB88A", ".", "+", "weight gradient", "#C8F0E2"
+        ),  # a lighter green and light dots, for the text on it
         "R": Look("#CC79A7", "x", "^", "recompute"),
     }
 )
