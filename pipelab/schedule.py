@@ -6,8 +6,10 @@ Read next: `schedules/` (how the published ones are written), then `dependencies
 import csv
 import io
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from pipelab.action import COMPUTE, Action, B, Element, I, Pair, W, parse_element, parts
 from pipelab.placement import Placement
@@ -168,21 +170,19 @@ def stagger(*streams: tuple[Sequence[Letter], int]) -> list[Letter]:
 
 
 def _counted(word: Word) -> Iterator[Element]:
-    count: dict[Letter, int] = {}
+    counters: dict[Letter, Iterator[int]] = defaultdict(count)
 
     def numbered(stage: int, kind: str) -> Action:
-        counter = (stage, I if kind == B else kind)
-        microbatch = count.get(counter, 0)
-        count[counter] = microbatch + 1
         if kind == B:
-            count[stage, W] = microbatch + 1
-        return Action(stage, kind, microbatch)
+            next(counters[stage, W])
+            return Action(stage, B, next(counters[stage, I]))
+        return Action(stage, kind, next(counters[stage, kind]))
 
     for first, second in word:
-        if isinstance(first, tuple):
-            yield Pair(numbered(*first), numbered(*second))  # type: ignore[misc]
-        else:
+        if first.__class__ is int:
             yield numbered(first, second)  # type: ignore[arg-type]
+        else:
+            yield Pair(numbered(*first), numbered(*second))  # type: ignore[misc]
 
 
 def _without_rest(row: Iterable[Element], microbatches: int) -> Iterator[Element]:

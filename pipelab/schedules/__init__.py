@@ -17,6 +17,7 @@ from pipelab.schedules.interleaved import interleaved
 from pipelab.schedules.looped_bfs import looped_bfs
 from pipelab.schedules.naive import naive
 from pipelab.schedules.one_f_one_b import one_f_one_b
+from pipelab.schedules.v_shape import one_f_one_b_v, v_half, v_min
 from pipelab.schedules.zb_v import zb_v
 from pipelab.schedules.zero_bubble import interleaved_zb, zb_h1, zb_h2
 
@@ -30,6 +31,9 @@ GENERATORS: dict[str, Callable[..., Schedule]] = {
     "zb-h1": zb_h1,
     "zb-h2": zb_h2,
     "zb-v": zb_v,
+    "v-half": v_half,
+    "v-min": v_min,
+    "1f1b-v": one_f_one_b_v,
     "dualpipe-v": dualpipe_v,
 }
 

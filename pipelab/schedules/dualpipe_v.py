@@ -38,4 +38,4 @@ def dualpipe_v(ranks: int, microbatches: int) -> Schedule:
             *weights[k:],
         ]
 
-    return Schedule.from_words("dualpipe-v", Placement.vee(P), microbatches, word, drop_rest=True)
+    return Schedule.from_words("dualpipe-v", Placement.vee(P), microbatches, word, drop_rest=microbatches < M)

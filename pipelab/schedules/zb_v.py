@@ -32,4 +32,4 @@ def zb_v(ranks: int, microbatches: int) -> Schedule:
             *[(a, W)] * rank,
         ]
 
-    return Schedule.from_words("zb-v", Placement.vee(P), microbatches, word, drop_rest=True)
+    return Schedule.from_words("zb-v", Placement.vee(P), microbatches, word, drop_rest=microbatches < M)
