@@ -124,10 +124,10 @@ def _squeeze(block: list[Step], ranks: int, microbatches: int) -> list["_Lane"]:
     for left_over, slot, m, step in sorted((s > last_leaves and t.letter[1] == W, s, m, t) for s, m, t in moves):
         lane, kind = lanes[step.rank], step.letter[1]
         lane.advance(slot)
-        earliest = max(done.get((step.after, m), 0), done.get((step.letter, m - 1), 0))
-        if kind == F:
-            earliest = lane.room(slot, earliest, most)
-        if left_over or slot < first_is_back or slot > last_leaves:
+        if left_over or not first_is_back <= slot <= last_leaves:
+            earliest = max(done.get((step.after, m), 0), done.get((step.letter, m - 1), 0))
+            if kind == F:
+                earliest = lane.room(earliest, slot, most)
             slot = lane.taken.find(bytes(SLOTS[kind]), earliest)
         lane.put(slot, step.letter)
         done[step.letter, m] = slot + SLOTS[kind]
@@ -153,10 +153,9 @@ class _Lane:
         """Go on to a slot: what is held now is held until there."""
         self._held += [self._now] * (slot - len(self._held))
 
-    def room(self, slot: int, earliest: int, most: int) -> int:
-        """The first slot, not before `earliest`, from which on it may hold one more until `slot`."""
-        full = (s for s in reversed(range(earliest, slot)) if self._held[s] >= most)
-        return next(full, earliest - 1) + 1
+    def room(self, earliest: int, slot: int, most: int) -> int:
+        """The first slot from which on, until `slot`, it holds fewer than `most`."""
+        return next((full + 1 for full in range(slot - 1, earliest - 1, -1) if self._held[full] >= most), earliest)
 
     def put(self, slot: int, letter: Letter) -> None:
         """Take a slot, or two."""
