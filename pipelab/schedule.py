@@ -6,14 +6,19 @@ Read next: `schedules/` (how the published ones are written), then `dependencies
 import csv
 import io
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 
-from pipelab.action import COMPUTE, Action, Element, Pair, parse_element, parts
+from pipelab.action import COMPUTE, Action, B, Element, I, Pair, W, parse_element, parts
 from pipelab.placement import Placement
 
 Letter = tuple[int, str]
 """(stage, kind): an action before its micro-batch is counted."""
+
+Word = Iterable[Letter | tuple[Letter, Letter]]
+"""The letters of one rank in order; two letters in one tuple are overlapped, and become a pair."""
 
 MOST_ACTIONS = 20_000_000
 _TORCH_PAIR = re.compile(r"\((\w+);(\w+)\)OVERLAP_F_B", re.ASCII)
@@ -60,15 +65,21 @@ class Schedule:
 
     @classmethod
     def from_words(
-        cls, name: str, placement: Placement, microbatches: int, word: Callable[[int], Iterable[Letter]]
+        cls, name: str, placement: Placement, microbatches: int, word: Callable[[int], Word], drop_rest: bool = False
     ) -> "Schedule":
         """Build the rows from one word a rank, `word(rank)`: micro-batch numbers follow by counting each letter.
+
+        A B counts as one I and one W. With `drop_rest` the word may be written for more micro-batches, and those from
+        `microbatches` on are left out.
 
         >>> print(Schedule.from_words("demo", Placement.loop(1), 2, lambda rank: [(0, "F"), (0, "B")] * 2))
         0F0 0B0 0F1 0B1
         """
         refuse_too_many(placement.stages, microbatches)
-        return cls(name, placement, microbatches, tuple(_counted(word(rank)) for rank in range(placement.ranks)))
+        rows = (_counted(word(rank)) for rank in range(placement.ranks))
+        if drop_rest:
+            rows = (_without_rest(row, microbatches) for row in rows)
+        return cls(name, placement, microbatches, tuple(map(tuple, rows)))
 
     def to_text(self) -> str:
         """One line a rank, actions separated by blanks.
@@ -160,14 +171,27 @@ def stagger(*streams: tuple[Sequence[Letter], int]) -> list[Letter]:
     return [letter for _, _, letter in sorted(timed)]
 
 
-def _counted(word: Iterable[Letter]) -> tuple[Action, ...]:
-    count: dict[Letter, int] = {}
-    row = []
-    for stage, kind in word:
-        microbatch = count.get((stage, kind), 0)
-        count[stage, kind] = microbatch + 1
-        row.append(Action(stage, kind, microbatch))
-    return tuple(row)
+def _counted(word: Word) -> Iterator[Element]:
+    counters: dict[Letter, Iterator[int]] = defaultdict(count)
+
+    def numbered(stage: int, kind: str) -> Action:
+        if kind == B:
+            next(counters[stage, W])
+            return Action(stage, B, next(counters[stage, I]))
+        return Action(stage, kind, next(counters[stage, kind]))
+
+    for first, second in word:
+        if first.__class__ is int:
+            yield numbered(first, second)  # type: ignore[arg-type]
+        else:
+            yield Pair(numbered(*first), numbered(*second))  # type: ignore[misc]
+
+
+def _without_rest(row: Iterable[Element], microbatches: int) -> Iterator[Element]:
+    for element in row:
+        kept = [action for action in parts(element) if action.microbatch < microbatches]
+        if kept:
+            yield element if len(kept) == len(parts(element)) else kept[0]
 
 
 def _parse_cell(word: str, rank: int, position: int) -> Element:

@@ -3,7 +3,7 @@
 import argparse
 
 from pipelab.cli.parser import add_json, print_json
-from pipelab.schedules import SCHEDULES, options_of
+from pipelab.schedules import SCHEDULES, chunks_of, options_of
 
 EXAMPLE = "pipelab schedules --json"
 
@@ -19,7 +19,7 @@ def run(options: argparse.Namespace) -> None:
         {
             "name": name,
             "description": description,
-            "chunks": "any" if "chunks" in options_of(name) else 1,
+            "chunks": chunks_of(name),
             "options": [option for option in options_of(name) if option != "chunks"],
         }
         for name, description in SCHEDULES.items()

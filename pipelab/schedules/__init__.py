@@ -1,6 +1,7 @@
 """The named schedules: a dict from the name that people use to the function that writes the rows.
 
-Read in this order: `naive`, `gpipe`, `one_f_one_b`, `interleaved`, `zero_bubble`.
+Read in this order: `naive`, `gpipe`, `one_f_one_b`, `looped_bfs`, `interleaved`, `zero_bubble`, `zb_v`, `v_shape`,
+`dualpipe_v`.
 """
 
 import difflib
@@ -10,11 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 from pipelab.schedule import Schedule, refuse_too_many
+from pipelab.schedules.dualpipe_v import dualpipe_v
 from pipelab.schedules.gpipe import gpipe
 from pipelab.schedules.interleaved import interleaved
+from pipelab.schedules.looped_bfs import looped_bfs
 from pipelab.schedules.naive import naive
 from pipelab.schedules.one_f_one_b import one_f_one_b
-from pipelab.schedules.zero_bubble import zb_h1
+from pipelab.schedules.v_shape import one_f_one_b_v, v_half, v_min
+from pipelab.schedules.zb_v import zb_v
+from pipelab.schedules.zero_bubble import interleaved_zb, zb_h1, zb_h2
 from pipelab.validate import declare_valid
 
 GENERATORS: dict[str, Callable[..., Schedule]] = {
@@ -22,7 +27,15 @@ GENERATORS: dict[str, Callable[..., Schedule]] = {
     "gpipe": gpipe,
     "1f1b": one_f_one_b,
     "interleaved": interleaved,
+    "looped-bfs": looped_bfs,
+    "interleaved-zb": interleaved_zb,
     "zb-h1": zb_h1,
+    "zb-h2": zb_h2,
+    "zb-v": zb_v,
+    "v-half": v_half,
+    "v-min": v_min,
+    "1f1b-v": one_f_one_b_v,
+    "dualpipe-v": dualpipe_v,
 }
 
 SCHEDULES: dict[str, str] = {
@@ -34,6 +47,7 @@ SCHEDULES: dict[str, str] = {
 def build(name: str, ranks: int, microbatches: int, chunks: int | None = None, **options: Any) -> Schedule:
     """The named schedule for P `ranks`, M `microbatches` and V `chunks` a rank; any P >= 1 and M >= 1.
 
+    `chunks` is 1 unless said otherwise; schedules of a V shape have two, always.
     Raises ValueError for an unknown name, a count below 1, or an option that this schedule does not take.
 
     >>> print(build("1f1b", ranks=2, microbatches=2))
@@ -46,16 +60,27 @@ def build(name: str, ranks: int, microbatches: int, chunks: int | None = None, *
         raise ValueError(f"there is no schedule {name!r}; {hint} {', '.join(GENERATORS)}")
     takes = options_of(name)
     ranks, microbatches = _count("ranks", ranks), _count("microbatches", microbatches)
-    chunks = 1 if chunks is None else _count("chunks", chunks)
+    chunks = None if chunks is None else _count("chunks", chunks)
     for option in options:
         if option not in takes:
             raise ValueError(f"{name} does not take the option {option!r}; it takes {_listed(takes)}")
-    refuse_too_many(ranks * chunks, microbatches)
-    if "chunks" in takes:
-        options["chunks"] = chunks
-    elif chunks != 1:
-        raise ValueError(f"{name} has one chunk a rank: got chunks={chunks}; leave it out, or take interleaved")
+    fixed = chunks_of(name)
+    if fixed == "any":
+        options["chunks"] = chunks or 1
+    elif chunks not in (None, fixed):
+        remedy = "leave it out" if fixed == 2 else "leave it out, or take interleaved"
+        raise ValueError(f"{name} has {_IN_WORDS[fixed]} a rank: got chunks={chunks}; {remedy}")
+    refuse_too_many(ranks * options.get("chunks", fixed), microbatches)
     return declare_valid(GENERATORS[name](ranks, microbatches, **options))
+
+
+def chunks_of(name: str) -> int | str:
+    """How many stages a rank holds: 1, 2, or "any" where the number is an option.
+
+    >>> chunks_of("1f1b"), chunks_of("interleaved"), chunks_of("zb-v")
+    (1, 'any', 2)
+    """
+    return "any" if "chunks" in options_of(name) else GENERATORS[name](1, 1).stages
 
 
 def options_of(name: str) -> tuple[str, ...]:
@@ -65,6 +90,9 @@ def options_of(name: str) -> tuple[str, ...]:
     ('chunks',)
     """
     return tuple(inspect.signature(GENERATORS[name]).parameters)[2:]
+
+
+_IN_WORDS = {1: "one chunk", 2: "two chunks"}
 
 
 def _count(what: str, value: int) -> int:

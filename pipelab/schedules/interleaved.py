@@ -14,7 +14,7 @@ def interleaved(ranks: int, microbatches: int, chunks: int = 1) -> Schedule:
     0F0 0F1 2F0 2F1 2B0 2B1 0B0 0B1
     1F0 1F1 3F0 3B0 3F1 3B1 1B0 1B1
     """
-    sizes = _round_sizes(ranks, microbatches)
+    sizes = round_sizes(ranks, microbatches)
 
     def word(rank: int) -> list[Letter]:
         stages = range(rank, ranks * chunks, ranks)
@@ -26,7 +26,7 @@ def interleaved(ranks: int, microbatches: int, chunks: int = 1) -> Schedule:
     return Schedule.from_words("interleaved", Placement.loop(ranks, chunks), microbatches, word)
 
 
-def _round_sizes(ranks: int, microbatches: int) -> list[int]:
+def round_sizes(ranks: int, microbatches: int) -> list[int]:
     """Rounds of at least P micro-batches, as even as M allows, the larger first."""
     rounds = max(1, microbatches // ranks)
     share, larger = divmod(microbatches, rounds)
