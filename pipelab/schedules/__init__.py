@@ -1,6 +1,6 @@
 """The named schedules: a dict from the name that people use to the function that writes the rows.
 
-Read in this order: `naive`, `gpipe`, `one_f_one_b`, `interleaved`, `zero_bubble`.
+Read in this order: `naive`, `gpipe`, `one_f_one_b`, `interleaved`, `zero_bubble`, `zb_auto`.
 """
 
 import difflib
@@ -14,6 +14,7 @@ from pipelab.schedules.gpipe import gpipe
 from pipelab.schedules.interleaved import interleaved
 from pipelab.schedules.naive import naive
 from pipelab.schedules.one_f_one_b import one_f_one_b
+from pipelab.schedules.zb_auto import zb_auto
 from pipelab.schedules.zero_bubble import zb_h1
 
 GENERATORS: dict[str, Callable[..., Schedule]] = {
@@ -22,6 +23,7 @@ GENERATORS: dict[str, Callable[..., Schedule]] = {
     "1f1b": one_f_one_b,
     "interleaved": interleaved,
     "zb-h1": zb_h1,
+    "zb-auto": zb_auto,
 }
 
 SCHEDULES: dict[str, str] = {
