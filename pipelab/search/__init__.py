@@ -48,15 +48,15 @@ def find(
     """The shortest schedule found for these costs within this memory, one stage a rank.
 
     `memory_limit` is in whole micro-batches' activations, for all ranks or one per rank (default: P); a micro-batch
-    takes 1 from the start of F to the end of I, then `weight_memory` to the end of W. `objective` is "span", the longest
-    time from a rank's own first start to its own last end, or "step", the makespan. Raises ValueError with the remedy.
+    takes 1 from the start of F to the end of I, then `weight_memory` to the end of W. `objective` is "span", the
+    longest time from a rank's own first start to its own last end, or "step", the makespan. Raises ValueError with the remedy.
 
     >>> found = find(4, 8, memory_limit=7)
     >>> found.length, found.lower_bound, found.gap
     (24, 24, Fraction(0, 1))
     """
     problem = Problem.of(ranks, microbatches, costs, memory_limit, weight_memory, objective)
-    rows, length = _shortest(problem)
+    length, rows = _shortest(problem)
     schedule = Schedule.from_words("zb-auto", Placement.loop(ranks), microbatches, lambda rank: _letters(rows, rank))
     return Found(schedule, problem.in_units(length), problem.in_units(bound(problem)))
 
@@ -82,22 +82,50 @@ def _letters(rows: Rows, rank: int) -> list[Letter]:
     return [(rank, kind) for kind in rows[rank]]
 
 
-def _shortest(problem: Problem) -> tuple[Rows, Number]:
+Known = tuple[Number, Rows]
+"""A length and the rows that have it."""
+
+
+def _shortest(problem: Problem) -> Known:
     """The best of the published words that fit and of all levels of the ladder that could still be better."""
+    published = [(_length(problem, rows), rows, problem.peaks(rows)) for rows in words(problem)]
     enough = bound(problem)
-    best = min(
-        ((_length(problem, rows), number, rows) for number, rows in enumerate(words(problem)) if problem.fits(rows)),
-        key=lambda known: known[:2],
-    )
-    rows, length = best[2], best[0]
+    best = _first_shortest(_within(published, problem.limits))
     for level, limits in _levels(problem):
-        if length <= enough:
+        if best[0] <= enough:
             break
-        if bound(replace(problem, limits=limits)) < length:
-            found, shorter = _search(problem, level, limits, enough)
-            if shorter < length:
-                rows, length = found, shorter
-    return rows, length
+        at_level = replace(problem, limits=limits)
+        if bound(at_level) < best[0]:
+            found = _search(at_level, level, _within(published, limits), enough)
+            best = _first_shortest([best, found])
+    return best
+
+
+def _search(problem: Problem, level: Fraction, known: list[Known], enough: Number) -> Known:
+    """Turn the dials within these limits, then let the best rows improve."""
+    for dial in tried(problem, int(level), bound(problem)):
+        played = dispatch(problem, problem.limits, dial)
+        known.append((problem.length(played.ends), played.rows))
+        if known[-1][0] <= enough:
+            return known[-1]
+    best = _first_shortest(known)
+    if level.denominator > 1:
+        return best
+    plays = min(PLAYS, REPLAYED // (3 * problem.ranks * problem.microbatches))
+    rows = improve(problem, problem.limits, best[1], enough, plays)
+    return _length(problem, rows), rows
+
+
+def _within(published: list[tuple[Number, Rows, tuple[int, ...]]], limits: tuple[int, ...]) -> list[Known]:
+    return [
+        (length, rows)
+        for length, rows, peaks in published
+        if all(peak <= limit for peak, limit in zip(peaks, limits, strict=True))
+    ]
+
+
+def _first_shortest(known: list[Known]) -> Known:
+    return min(known, key=lambda one: one[0])
 
 
 def _length(problem: Problem, rows: Rows) -> Number:
@@ -106,33 +134,11 @@ def _length(problem: Problem, rows: Rows) -> Number:
     return problem.length(played.finish())
 
 
-def _search(problem: Problem, level: int, limits: tuple[int, ...], enough: Number) -> tuple[Rows, Number]:
-    """Turn the dials at one level, then let the best of them improve."""
-    at_level = replace(problem, limits=limits)
-    best: tuple[Rows, Number] | None = None
-    for dial in tried(problem, level, bound(at_level)):
-        played = dispatch(problem, limits, dial)
-        length = problem.length(played.ends)
-        if best is None or length < best[1]:
-            best = played.rows, length
-        if length <= enough:
-            return best
-    assert best is not None
-    for rows in words(problem):
-        if at_level.fits(rows):
-            length = _length(problem, rows)
-            if length < best[1]:
-                best = rows, length
-    plays = min(PLAYS, REPLAYED // (3 * problem.ranks * problem.microbatches))
-    rows = improve(problem, limits, best[0], enough, plays)
-    return rows, _length(problem, rows)
-
-
-PLAYS, REPLAYED = 300, 200_000
+PLAYS, REPLAYED = 300, 100_000
 """Replays of one local search: at most so many, and so many actions in all."""
 
 
-def _levels(problem: Problem) -> Iterator[tuple[int, tuple[int, ...]]]:
+def _levels(problem: Problem) -> Iterator[tuple[Fraction, tuple[int, ...]]]:
     """The limits of memory to search, from the given ones down: each rank's own, cut to each step of the ladder."""
     seen = set()
     steps = _ladder(problem)
@@ -143,16 +149,21 @@ def _levels(problem: Problem) -> Iterator[tuple[int, tuple[int, ...]]]:
         limits = tuple(int(min(step, limit) * problem.one) for limit in own)
         if limits not in seen:
             seen.add(limits)
-            yield int(step), limits
+            yield step, limits
 
 
 def _ladder(problem: Problem) -> list[Fraction]:
-    """The steps of memory, the same for every limit: all counts on small shapes, quarters of P and M on large ones."""
-    P, M = problem.ranks, problem.microbatches
-    if 3 * P * M <= 4000:
-        steps = {Fraction(step) for step in range(1, M + 1)}
+    """The steps of memory, the same for every limit: all counts on small shapes, quarters of P on large ones."""
+    M = problem.microbatches
+    steps = {Fraction(step) for step in _quarters(problem)}
+    if 3 * problem.ranks * M <= 4000:
+        steps |= {Fraction(step) for step in range(1, M + 1)}
         if 0 < problem.weight < problem.one:
-            steps |= {Fraction(step, 4) for step in range(4, 4 * min(M, P + 1))}
-    else:
-        steps = {Fraction(k * P // 4) for k in range(1, 13)} | {Fraction(k) for k in (1, 2, 3, M)}
-    return sorted(step for step in steps if 1 <= step <= M)
+            steps |= {Fraction(step, 2) for step in range(2, 2 * min(M, problem.ranks + 1))}
+    return sorted(steps)
+
+
+def _quarters(problem: Problem) -> set[int]:
+    """P/4, P/2, ... 3P and the ends: where local search is worth its time."""
+    P, M = problem.ranks, problem.microbatches
+    return {step for step in (1, 2, 3, M, *(k * P // 4 for k in range(1, 13))) if 1 <= step <= M}

@@ -6,7 +6,7 @@ from math import ceil, floor
 
 from pipelab.action import B, F, I, W
 from pipelab.schedule import stagger
-from pipelab.search.greedy import NEVER, OLDEST, STRICT, Dial
+from pipelab.search.greedy import OLDEST, STRICT, Dial
 from pipelab.search.problem import Problem, Rows
 from pipelab.trace import Number
 
@@ -39,42 +39,48 @@ def dials(problem: Problem, level: int, least: Number) -> Iterator[Dial]:
 
     `least` is a length that cannot be beaten: a rank spends what it has to spare beyond it on waiting.
     """
-    ever = least * 2
-    wait, more, much = least, least + least // 50, least + least // 20
-    extra = max(0, level - problem.ranks)
+    at_once, wait, more, much = -1, least, least + least // 50, least + least // 20
+    extra, P = max(0, level - problem.ranks), problem.ranks
     filling, turning = _fills(problem), _turns(problem)
     listed: list[tuple[Callable[[], Warmup], str, Number]] = [
-        (lambda: filling(0, floor), F, wait),
+        (lambda: filling(0, floor), OLDEST, wait),
+        (lambda: turning(extra), I, wait),
+        (lambda: filling(0, ceil), F, wait),
+        (lambda: turning(extra), F, at_once),
+        (lambda: filling(0.25, ceil, True), F, more),
+        (lambda: turning(1), OLDEST, more),
+        (lambda: filling(0.5, ceil), STRICT, wait),
+        (lambda: filling(0.5, ceil), OLDEST, much),
+        (lambda: filling(0.25, ceil), OLDEST, at_once),
+        (lambda: filling(0, ceil), OLDEST, much),
+        (lambda: filling(0.75, ceil), F, wait),
+        (lambda: turning(P), F, wait),
+        (lambda: turning(1), F, at_once),
+        (lambda: turning(P // 4), I, at_once),
+        (lambda: (problem.microbatches,) * P, OLDEST, wait),
+        (lambda: filling(0.25, floor), F, at_once),
+        (lambda: filling(0.25, ceil), STRICT, more),
+        (lambda: filling(0.5, ceil), F, much),
+        (lambda: turning(0), STRICT, much),
+        (lambda: filling(1, ceil), F, more),
         (lambda: turning(extra), F, wait),
-        (lambda: filling(0, ceil, True), OLDEST, -1),
-        (lambda: filling(0.75, ceil), F, -1),
-        (lambda: filling(0, ceil), I, more),
-        (lambda: turning(problem.ranks // 6), F, more),
-        (lambda: filling(0.25, ceil), F, much),
-        (lambda: turning(0), STRICT, more),
-        (lambda: filling(0.5, ceil), F, wait),
-        (lambda: turning(problem.ranks // 4), OLDEST, wait),
-        (lambda: turning(problem.ranks // 2), I, wait),
-        (lambda: filling(0.75, ceil), F, much),
-        (lambda: turning(problem.ranks // 4), STRICT, more),
-        (lambda: filling(0.25, ceil), STRICT, wait),
-        (lambda: turning(1), I, more),
-        (lambda: filling(1, ceil), OLDEST, ever),
-        (lambda: turning(extra), STRICT, more),
-        (lambda: filling(0.5, ceil), F, -1),
-        (lambda: turning(2 * problem.ranks // 5), F, much),
-        (lambda: filling(0.25, ceil), I, wait),
-        (lambda: (problem.microbatches,) * problem.ranks, OLDEST, wait),
-        (lambda: turning(extra), I, much),
+        (lambda: filling(0.25, floor), STRICT, wait),
+        (lambda: filling(0.5, floor), F, wait),
+        (lambda: filling(0, ceil, True), OLDEST, at_once),
     ]
     for warmup, first, target in listed:
         yield Dial(warmup(), first, target)
 
 
-def few(problem: Problem) -> int:
-    """How many of the dials to try: all on small shapes, the first ones where one try takes long."""
+def tried(problem: Problem, level: int, least: Number) -> list[Dial]:
+    """The dials to try at one level, each once: all on small shapes, the first ones where one try takes long."""
     actions = 3 * problem.ranks * problem.microbatches
-    return 22 if actions <= 4000 else 14 if actions <= 12000 else 8
+    most = max(FEWEST, DISPATCHED // actions)
+    return list(dict.fromkeys(islice(dials(problem, level, least), most)))
+
+
+FEWEST, DISPATCHED = 4, 150_000
+"""Dials of one level: so many, or more where all of them together dispatch no more actions than this."""
 
 
 def _turns(problem: Problem) -> Callable[[int], Warmup]:
@@ -105,11 +111,3 @@ def _fills(problem: Problem) -> Callable[..., Warmup]:
         return tuple(reversed(depths))
 
     return warmup
-
-
-def tried(problem: Problem, level: int, least: Number) -> list[Dial]:
-    """The dials to try at one level, each once."""
-    return list(dict.fromkeys(islice(dials(problem, level, least), few(problem))))
-
-
-__all__ = ["NEVER", "dials", "tried", "words"]
