@@ -9,6 +9,8 @@ Every limit is searched as itself and as all smaller ones of a fixed ladder, so 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from itertools import chain, islice
+from math import floor
 from typing import NamedTuple
 
 from pipelab.costs import Costs
@@ -19,6 +21,7 @@ from pipelab.search.dials import tried, words
 from pipelab.search.greedy import dispatch
 from pipelab.search.improve import improve, replay
 from pipelab.search.problem import Problem, Rows
+from pipelab.search.waves import waves
 from pipelab.trace import Number, ratio
 
 __all__ = ["Found", "find", "lower_bound"]
@@ -102,16 +105,18 @@ def _shortest(problem: Problem) -> Known:
 
 
 def _search(problem: Problem, level: Fraction, known: list[Known], enough: Number) -> Known:
-    """Turn the dials within these limits, then let the best rows improve."""
-    for dial in tried(problem, int(level), bound(problem)):
-        played = dispatch(problem, problem.limits, dial)
+    """Turn the dials and send the waves within these limits, then let the best rows improve."""
+    most = None if level in _main_levels(problem) else FEW
+    dials = islice(tried(problem, int(level), bound(problem)), most)
+    turned = (dispatch(problem, problem.limits, dial) for dial in dials)
+    for played in chain(turned, waves(problem, problem.limits)):
         known.append((problem.length(played.ends), played.rows))
         if known[-1][0] <= enough:
             return known[-1]
     best = _first_shortest(known)
-    if level.denominator > 1:
+    if level not in _main_levels(problem):
         return best
-    plays = min(PLAYS, REPLAYED // (3 * problem.ranks * problem.microbatches))
+    plays = min(PLAYS, REPLAYED // _actions(problem))
     rows = improve(problem, problem.limits, best[1], enough, plays)
     return _length(problem, rows), rows
 
@@ -134,7 +139,7 @@ def _length(problem: Problem, rows: Rows) -> Number:
     return problem.length(played.finish())
 
 
-PLAYS, REPLAYED = 300, 100_000
+PLAYS, REPLAYED = 300, 60_000
 """Replays of one local search: at most so many, and so many actions in all."""
 
 
@@ -153,17 +158,25 @@ def _levels(problem: Problem) -> Iterator[tuple[Fraction, tuple[int, ...]]]:
 
 
 def _ladder(problem: Problem) -> list[Fraction]:
-    """The steps of memory, the same for every limit: all counts on small shapes, quarters of P on large ones."""
-    M = problem.microbatches
-    steps = {Fraction(step) for step in _quarters(problem)}
-    if 3 * problem.ranks * M <= 4000:
-        steps |= {Fraction(step) for step in range(1, M + 1)}
-        if 0 < problem.weight < problem.one:
-            steps |= {Fraction(step, 2) for step in range(2, 2 * min(M, problem.ranks + 1))}
-    return sorted(steps)
+    """The steps of memory, the same for every limit: the main ones, and all counts where that does not take long."""
+    M, steps = problem.microbatches, _main_levels(problem)
+    return sorted(steps | set(map(Fraction, range(1, M + 1)))) if _actions(problem) <= MIDDLING else sorted(steps)
 
 
-def _quarters(problem: Problem) -> set[int]:
-    """P/4, P/2, ... 3P and the ends: where local search is worth its time."""
+def _main_levels(problem: Problem) -> set[Fraction]:
+    """Where every dial and local search are worth their time: quarters of P, on small shapes all counts."""
     P, M = problem.ranks, problem.microbatches
-    return {step for step in (1, 2, 3, M, *(k * P // 4 for k in range(1, 13))) if 1 <= step <= M}
+    steps = {Fraction(step) for step in (1, 2, 3, M)} | {Fraction(quarters * P, 4) for quarters in range(1, 13)}
+    if _actions(problem) <= SMALL:
+        steps |= {Fraction(step) for step in range(1, M + 1)}
+    if problem.weight in (0, problem.one):
+        steps = {Fraction(floor(step)) for step in steps}  # what is held is whole micro-batches
+    return {step for step in steps if 1 <= step <= M}
+
+
+def _actions(problem: Problem) -> int:
+    return 3 * problem.ranks * problem.microbatches
+
+
+SMALL, MIDDLING, FEW = 1000, 4000, 4
+"""Up to so many actions every count of micro-batches is searched in full, or with only the first few dials."""
