@@ -1,9 +1,10 @@
 """Which order of work is the shortest within a memory limit? A search, and a bound that says how good it is.
 
-    problem   what is asked          greedy    rules that make a schedule     improve   swaps along the longest chain
-    bound     what cannot be beaten  dials     which rules are tried
+Candidates come from three sources: the published words, rules of thumb with a dial (`greedy`, `dials`), and the waves
+of the published heuristic (`waves`); then neighbours trade places (`improve`). Every limit is searched together with
+all smaller steps of one ladder, so that more memory can only help. `bound` says what no schedule can beat.
 
-Every limit is searched as itself and as all smaller ones of a fixed ladder, so a larger limit can only help.
+Read next: `problem`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,7 +53,9 @@ def find(
 
     `memory_limit` is in whole micro-batches' activations, for all ranks or one per rank (default: P); a micro-batch
     takes 1 from the start of F to the end of I, then `weight_memory` to the end of W. `objective` is "span", the
-    longest time from a rank's own first start to its own last end, or "step", the makespan. Raises ValueError with the remedy.
+    longest time from a rank's own first start to its own last end, or "step", the makespan.
+
+    All times are compared exactly where the costs are exact. Raises ValueError with the remedy.
 
     >>> found = find(4, 8, memory_limit=7)
     >>> found.length, found.lower_bound, found.gap
@@ -114,9 +117,9 @@ def _search(problem: Problem, level: Fraction, known: list[Known], enough: Numbe
         if known[-1][0] <= enough:
             return known[-1]
     best = _first_shortest(known)
-    if level not in _main_levels(problem):
-        return best
     plays = min(PLAYS, REPLAYED // _actions(problem))
+    if level not in _main_levels(problem) or plays < FEW:
+        return best
     rows = improve(problem, problem.limits, best[1], enough, plays)
     return _length(problem, rows), rows
 
@@ -178,5 +181,8 @@ def _actions(problem: Problem) -> int:
     return 3 * problem.ranks * problem.microbatches
 
 
-SMALL, MIDDLING, FEW = 1000, 4000, 4
-"""Up to so many actions every count of micro-batches is searched in full, or with only the first few dials."""
+SMALL, MIDDLING = 1000, 4000
+"""Up to so many actions every count of micro-batches is searched in full, or at least with the first few dials."""
+
+FEW = 4
+"""Dials at such a level; and fewer replays than this are not worth a local search."""

@@ -1,6 +1,6 @@
 """How short can any schedule be? Five reasons that no order of work escapes. Read next: `greedy`.
 
-    return   from the end of a micro-batch's F on a rank until its gradient is back: the work and hops of all ranks after
+    return   the time from the end of an F on a rank until its gradient is back: work and hops of the ranks after it
 
 1. A rank does all its work, and before its first I it has nothing to do but the forwards that its memory holds.
 2. Likewise at the end: after its last F starts, the work that is left is that of the micro-batches it holds.
@@ -9,8 +9,6 @@
 5. Before the last gradient leaves rank j, j has done all F and I, and the W that memory forced; then the
    gradient climbs to rank r, whose own W still follows.
 """
-
-from fractions import Fraction
 
 from pipelab.search.problem import Problem
 from pipelab.trace import Number
@@ -48,9 +46,9 @@ def _alone(problem: Problem, rank: int, back: Number) -> Number:
     M, f, i, w = problem.microbatches, problem.F[rank], problem.I[rank], problem.W[rank]
     one, weight, limit = problem.one, problem.weight, problem.limits[rank]
     places = min(limit // one, M)
-    work = M * (f + i + w) + _first_wait(problem, rank, back)
-    if M > limit // one:  # then the last F comes after the first I, and the two waits are apart
-        left = places * (i + w)
+    work: Number = M * (f + i + w) + _first_wait(problem, rank, back)
+    if limit // one < M:  # then the last F comes after the first I, and the two waits are apart
+        left: Number = places * (i + w)
         if weight:
             left = max(left, (i + w) + (limit - one) // weight * w + (places - 1) * i)
             work += max(0, back + i + w - left)
@@ -58,7 +56,7 @@ def _alone(problem: Problem, rank: int, back: Number) -> Number:
     stay = f + back + i
     filled = rounds * (stay + w) if weight == one else rounds * stay + w
     area = M * (stay * one + w * weight)
-    return max(work, filled, area / limit if isinstance(area, float) else Fraction(area, limit).__ceil__())
+    return max(work, filled, area / limit if isinstance(area, float) else -(-area // limit))
 
 
 def _first_wait(problem: Problem, rank: int, back: Number) -> Number:
@@ -73,7 +71,7 @@ def _through(problem: Problem, back: list[Number]) -> Number:
     for j in range(problem.ranks):
         M, places = problem.microbatches, problem.limits[j] - problem.one
         forced = max(0, M - 1 - places // problem.weight) if problem.weight else 0
-        end = start[j] + M * (problem.F[j] + problem.I[j]) + forced * problem.W[j]
+        end: Number = start[j] + M * (problem.F[j] + problem.I[j]) + forced * problem.W[j]
         end += _first_wait(problem, j, back[j])
         for r in range(j, -1, -1):
             longest = max(longest, end - offset[r] + problem.W[r])

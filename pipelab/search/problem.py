@@ -13,6 +13,7 @@ from fractions import Fraction
 from itertools import accumulate
 from math import lcm
 from numbers import Rational, Real
+from typing import Any
 
 from pipelab.action import F, I, W
 from pipelab.costs import Costs
@@ -65,7 +66,9 @@ class Problem:
         if objective not in OBJECTIVES:
             raise ValueError(f"objective is 'span' (a rank's own window) or 'step' (the whole step): got {objective!r}")
         if not _is_real(weight_memory) or not 0 <= weight_memory <= 1:
-            raise ValueError(f"weight_memory is the share of a micro-batch held from I to W, 0 to 1: {weight_memory!r}")
+            raise ValueError(
+                f"weight_memory is the share of a micro-batch held from I to W, from 0 to 1: got {weight_memory!r}"
+            )
         one, weight, limits = _memory(_per_rank(ranks, microbatches, memory_limit), Fraction(weight_memory))
         costs = Costs.uniform() if costs is None else costs
         durations = costs.durations(Placement.loop(ranks))
@@ -73,8 +76,8 @@ class Problem:
         times.append([costs.latency((rank, F)) for rank in range(ranks - 1)])
         times.append([costs.latency((rank + 1, I)) for rank in range(ranks - 1)])
         ticks = _ticks(times)
-        rows = [tuple(int(time * ticks) if ticks else time for time in row) for row in times]
-        return cls(ranks, microbatches, *rows, ticks or 1, one, weight, limits, objective)  # type: ignore[arg-type]
+        f, i, w, down, up = (tuple(int(time * ticks) if ticks else time for time in row) for row in times)
+        return cls(ranks, microbatches, f, i, w, down, up, ticks or 1, one, weight, limits, objective)
 
     @property
     def start(self) -> tuple[Number, ...]:
@@ -116,7 +119,7 @@ class Problem:
 
 def _per_rank(ranks: int, microbatches: int, limit: Number | Sequence[Number] | None) -> list[Fraction]:
     """One limit a rank; more than all M micro-batches is the same as M."""
-    given = [ranks] * ranks if limit is None else [limit] * ranks if _is_real(limit) else limit
+    given: Any = [ranks] * ranks if limit is None else [limit] * ranks if _is_real(limit) else limit
     if not isinstance(given, Sequence) or isinstance(given, str) or not all(map(_is_real, given)):
         raise ValueError(f"memory_limit is a number of micro-batches, or a list of one per rank: got {limit!r}")
     if len(given) != ranks:

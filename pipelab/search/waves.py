@@ -7,7 +7,7 @@ each on or off, make eight schedules. Read next: `improve`.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, product
+from itertools import product, takewhile
 from typing import NamedTuple
 
 from pipelab.action import F, I, W
@@ -53,9 +53,8 @@ class _Wave:
         self.weights = [0] * P
 
     def run(self) -> bool:
-        """Play all waves; False where a rank lacks the memory, or its forward, when its turn comes."""
-        problem = self.problem
-        ranks = range(problem.ranks)
+        """Play the warm-up and all waves; False where a rank lacks the memory, or its forward, when its turn comes."""
+        ranks = range(self.problem.ranks)
         for rank in ranks:
             self._forward(rank)
         for rank, depth in enumerate(self._warmup()):
@@ -63,27 +62,35 @@ class _Wave:
                 self._forward(rank)
         for rank in reversed(ranks):
             self._gradient(rank)
-        for microbatch in range(1, problem.microbatches):
-            wants = [self._wants(rank) for rank in ranks]
-            together = reversed(list(accumulate(reversed(wants), lambda after, own: own and after)))
-            for rank in [rank for rank, ready in zip(ranks, together, strict=True) if ready]:
-                if not self._make_room(rank):
-                    return False
-                if rank:
-                    self._fill_until(
-                        rank, self.forwards[rank - 1][len(self.forwards[rank])] + problem.hop_down[rank - 1]
-                    )
-                self._forward(rank)
-            for rank in reversed(ranks):
-                if len(self.forwards[rank]) <= microbatch:
-                    return False
-                if rank < problem.ranks - 1:
-                    self._fill_until(rank, self.gradients[rank + 1][microbatch] + problem.hop_up[rank])
-                if rank == 0 and len(self.forwards[0]) == problem.microbatches:
-                    self._weights_left(rank)
-                self._gradient(rank)
+        if not all(self._down() and self._up(microbatch) for microbatch in range(1, self.problem.microbatches)):
+            return False
         for rank in ranks:
             self._weights_left(rank)
+        return True
+
+    def _down(self) -> bool:
+        """One more forward on the last ranks, up to the first that would rather wait."""
+        takers = list(takewhile(self._wants, reversed(range(self.problem.ranks))))
+        for rank in reversed(takers):
+            if not self._make_room(rank):
+                return False
+            if rank:
+                arrival = self.forwards[rank - 1][len(self.forwards[rank])] + self.problem.hop_down[rank - 1]
+                self._fill_until(rank, arrival)
+            self._forward(rank)
+        return True
+
+    def _up(self, microbatch: int) -> bool:
+        """The gradient of one micro-batch on all ranks, from the last to the first."""
+        problem = self.problem
+        for rank in reversed(range(problem.ranks)):
+            if len(self.forwards[rank]) <= microbatch:
+                return False
+            if rank < problem.ranks - 1:
+                self._fill_until(rank, self.gradients[rank + 1][microbatch] + problem.hop_up[rank])
+            if rank == 0 and len(self.forwards[0]) == problem.microbatches:
+                self._weights_left(rank)
+            self._gradient(rank)
         return True
 
     def _forward(self, rank: int) -> None:
@@ -166,9 +173,9 @@ class _Wave:
         while self.weights[rank] < len(self.gradients[rank]) and self.clock[rank] + took <= arrival:
             self._weight(rank)
         gap = arrival - self.clock[rank]
-        if self.weights[rank] < len(self.gradients[rank]) and gap > 0:
-            if self.habits.fill or gap > self.most_idle - self.idle[rank]:
-                self._weight(rank)
+        pending = self.weights[rank] < len(self.gradients[rank])
+        if pending and gap > 0 and (self.habits.fill or gap > self.most_idle - self.idle[rank]):
+            self._weight(rank)
 
     def _weights_left(self, rank: int) -> None:
         while self.weights[rank] < len(self.gradients[rank]):
