@@ -1,7 +1,7 @@
 """The named schedules: a dict from the name that people use to the function that writes the rows.
 
 Read in this order: `naive`, `gpipe`, `one_f_one_b`, `looped_bfs`, `interleaved`, `zero_bubble`, `zb_v`, `v_shape`,
-`dualpipe_v`.
+`dualpipe_v`, `zb_auto`.
 """
 
 import difflib
@@ -18,6 +18,7 @@ from pipelab.schedules.looped_bfs import looped_bfs
 from pipelab.schedules.naive import naive
 from pipelab.schedules.one_f_one_b import one_f_one_b
 from pipelab.schedules.v_shape import one_f_one_b_v, v_half, v_min
+from pipelab.schedules.zb_auto import zb_auto
 from pipelab.schedules.zb_v import zb_v
 from pipelab.schedules.zero_bubble import interleaved_zb, zb_h1, zb_h2
 from pipelab.validate import declare_valid
@@ -36,6 +37,7 @@ GENERATORS: dict[str, Callable[..., Schedule]] = {
     "v-min": v_min,
     "1f1b-v": one_f_one_b_v,
     "dualpipe-v": dualpipe_v,
+    "zb-auto": zb_auto,
 }
 
 SCHEDULES: dict[str, str] = {

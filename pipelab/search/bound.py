@@ -1,0 +1,80 @@
+"""How short can any schedule be? Five reasons that no order of work escapes. Read next: `greedy`.
+
+    return   the time from the end of an F on a rank until its gradient is back: work and hops of the ranks after it
+
+1. A rank does all its work, and before its first I it has nothing to do but the forwards that its memory holds.
+2. Likewise at the end: after its last F starts, the work that is left is that of the micro-batches it holds.
+3. A micro-batch stays on a rank for F + return + I, so few places mean many rounds.
+4. The memory a rank holds, summed over time, is at most its limit times the time.
+5. Before the last gradient leaves rank j, j has done all F and I, and the W that memory forced; then the
+   gradient climbs to rank r, whose own W still follows.
+"""
+
+from pipelab.search.problem import Problem
+from pipelab.trace import Number
+
+ROUNDING = 1e-12
+
+
+def bound(problem: Problem) -> Number:
+    """A length, in ticks, that no schedule within the limits goes below.
+
+    With zero hops, F = I = W and limit P it is ZB-H1's M (F+I+W) + (P-1)(F+I-W): no schedule in that memory
+    is shorter than the published one (Qi et al. 2024, table 2).
+
+    >>> bound(Problem.of(4, 8, None, memory_limit=4, weight_memory=1, objective="span"))
+    27
+    """
+    heads = [start - offset for start, offset in zip(problem.start, problem.offset, strict=True)]
+    back = _returns(problem)
+    alone = [head + _alone(problem, rank, back[rank]) for rank, head in enumerate(heads)]
+    length = max(*alone, _through(problem, back))
+    return length * (1 - ROUNDING) if isinstance(length, float) else length
+
+
+def _returns(problem: Problem) -> list[Number]:
+    """For each rank the time from the end of an F to the start of its I, at the earliest."""
+    back: list[Number] = [0] * problem.ranks
+    for rank in reversed(range(problem.ranks - 1)):
+        hops = problem.hop_down[rank] + problem.hop_up[rank]
+        back[rank] = back[rank + 1] + problem.F[rank + 1] + problem.I[rank + 1] + hops
+    return back
+
+
+def _alone(problem: Problem, rank: int, back: Number) -> Number:
+    """Reasons 1 to 4: what one rank needs from its first start to its last end."""
+    M, f, i, w = problem.microbatches, problem.F[rank], problem.I[rank], problem.W[rank]
+    one, weight, limit = problem.one, problem.weight, problem.limits[rank]
+    places = min(limit // one, M)
+    work: Number = M * (f + i + w) + _first_wait(problem, rank, back)
+    if limit // one < M:  # then the last F comes after the first I, and the two waits are apart
+        left: Number = places * (i + w)
+        if weight:
+            left = max(left, (i + w) + (limit - one) // weight * w + (places - 1) * i)
+            work += max(0, back + i + w - left)
+    rounds = -(-M // places)
+    stay = f + back + i
+    filled = rounds * (stay + w) if weight == one else rounds * stay + w
+    area = M * (stay * one + w * weight)
+    return max(work, filled, area / limit if isinstance(area, float) else -(-area // limit))
+
+
+def _first_wait(problem: Problem, rank: int, back: Number) -> Number:
+    """Idle time between a rank's first F and its first I: its memory may be full before the gradient is back."""
+    places = min(problem.limits[rank] // problem.one, problem.microbatches)
+    return max(0, back - (places - 1) * problem.F[rank])
+
+
+def _through(problem: Problem, back: list[Number]) -> Number:
+    """Reason 5, for every pair of ranks r <= j."""
+    offset, start, longest = problem.offset, problem.start, problem.work[0]
+    for j in range(problem.ranks):
+        M, places = problem.microbatches, problem.limits[j] - problem.one
+        forced = max(0, M - 1 - places // problem.weight) if problem.weight else 0
+        end: Number = start[j] + M * (problem.F[j] + problem.I[j]) + forced * problem.W[j]
+        end += _first_wait(problem, j, back[j])
+        for r in range(j, -1, -1):
+            longest = max(longest, end - offset[r] + problem.W[r])
+            if r:
+                end += problem.hop_up[r - 1] + problem.I[r - 1]
+    return longest

@@ -1,0 +1,182 @@
+"""How did the papers search? Micro-batch by micro-batch: all forwards down the ranks, then all gradients back up.
+
+After a warm-up, each wave gives every rank one F and then one I, with W where they fit before a message or where
+memory demands them (the heuristic of ZB-1p and ZB-2p: Qi et al. 2024, section 3.1). A rank may leave a gap open,
+rather than delay its message by a W, as long as it has idled less than the rank that idled most. Three habits,
+each on or off, make eight schedules. Read next: `improve`.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import product, takewhile
+from typing import NamedTuple
+
+from pipelab.action import F, I, W
+from pipelab.search.greedy import Played
+from pipelab.search.problem import Problem
+from pipelab.trace import Number
+
+
+class Habits(NamedTuple):
+    """What a wave may do: wait for the first gradient, hold an F back for an I downstream, fill affordable gaps."""
+
+    pause: bool
+    hold_back: bool
+    fill: bool
+
+
+def waves(problem: Problem, limits: Sequence[int]) -> Iterator[Played]:
+    """The published heuristic with each set of habits; none where its waves do not fit into the memory.
+
+    >>> problem = Problem.of(2, 3, None, memory_limit=3, weight_memory=1, objective="span")
+    >>> ["".join(row) for row in next(waves(problem, problem.limits)).rows]
+    ['FFFIWIWIW', 'FIFIFIWWW']
+    """
+    for habits in product((True, False), repeat=3):
+        wave = _Wave(problem, limits, Habits(*habits))
+        if wave.run():
+            yield Played(wave.rows, wave.clock)
+
+
+class _Wave:
+    """The state of all ranks: letters, clock, memory held and time idled, and when each F and I ended."""
+
+    def __init__(self, problem: Problem, limits: Sequence[int], habits: Habits) -> None:
+        P = problem.ranks
+        self.problem, self.limits, self.habits = problem, limits, habits
+        self.rows: list[list[str]] = [[] for _ in range(P)]
+        self.clock: list[Number] = [0] * P
+        self.held = [0] * P
+        self.idle: list[Number] = [0] * P
+        self.most_idle: Number = 0
+        self.forwards: list[list[Number]] = [[] for _ in range(P)]
+        self.gradients: list[list[Number]] = [[] for _ in range(P)]
+        self.weights = [0] * P
+
+    def run(self) -> bool:
+        """Play the warm-up and all waves; False where a rank lacks the memory, or its forward, when its turn comes."""
+        ranks = range(self.problem.ranks)
+        for rank in ranks:
+            self._forward(rank)
+        for rank, depth in enumerate(self._warmup()):
+            for _ in range(depth):
+                self._forward(rank)
+        for rank in reversed(ranks):
+            self._gradient(rank)
+        if not all(self._down() and self._up(microbatch) for microbatch in range(1, self.problem.microbatches)):
+            return False
+        for rank in ranks:
+            self._weights_left(rank)
+        return True
+
+    def _down(self) -> bool:
+        """One more forward on the last ranks, up to the first that would rather wait."""
+        takers = list(takewhile(self._wants, reversed(range(self.problem.ranks))))
+        for rank in reversed(takers):
+            if not self._make_room(rank):
+                return False
+            if rank:
+                arrival = self.forwards[rank - 1][len(self.forwards[rank])] + self.problem.hop_down[rank - 1]
+                self._fill_until(rank, arrival)
+            self._forward(rank)
+        return True
+
+    def _up(self, microbatch: int) -> bool:
+        """The gradient of one micro-batch on all ranks, from the last to the first."""
+        problem = self.problem
+        for rank in reversed(range(problem.ranks)):
+            if len(self.forwards[rank]) <= microbatch:
+                return False
+            if rank < problem.ranks - 1:
+                self._fill_until(rank, self.gradients[rank + 1][microbatch] + problem.hop_up[rank])
+            if rank == 0 and len(self.forwards[0]) == problem.microbatches:
+                self._weights_left(rank)
+            self._gradient(rank)
+        return True
+
+    def _forward(self, rank: int) -> None:
+        own = self.forwards[rank]
+        arrival = self.forwards[rank - 1][len(own)] + self.problem.hop_down[rank - 1] if rank else 0
+        own.append(self._do(rank, F, arrival, self.problem.F[rank], self.problem.one))
+
+    def _gradient(self, rank: int) -> None:
+        own = self.gradients[rank]
+        last = rank == self.problem.ranks - 1
+        arrival = 0 if last else self.gradients[rank + 1][len(own)] + self.problem.hop_up[rank]
+        own.append(self._do(rank, I, arrival, self.problem.I[rank], self.problem.weight - self.problem.one))
+
+    def _weight(self, rank: int) -> None:
+        self.weights[rank] += 1
+        self._do(rank, W, 0, self.problem.W[rank], -self.problem.weight)
+
+    def _do(self, rank: int, kind: str, arrival: Number, took: Number, memory: int) -> Number:
+        start = max(self.clock[rank], arrival)
+        if start > self.clock[rank] and self.rows[rank]:
+            self.idle[rank] += start - self.clock[rank]
+            self.most_idle = max(self.most_idle, self.idle[rank])
+        self.clock[rank] = start + took
+        self.held[rank] += memory
+        self.rows[rank].append(kind)
+        return self.clock[rank]
+
+    def _warmup(self) -> list[int]:
+        """How many more forwards each rank does until the first gradient is back, one fewer than the rank before."""
+        problem, more = self.problem, [0] * self.problem.ranks
+        back = self.clock[-1] + problem.I[-1]
+        for rank in reversed(range(problem.ranks - 1)):
+            back += problem.hop_up[rank]
+            room = (self.limits[rank] - self.held[rank]) // problem.one
+            clock, f = self.clock[rank], problem.F[rank]
+            while more[rank] < min(room, problem.microbatches - 1):
+                if clock + f > back if self.habits.pause else clock >= back:
+                    break
+                more[rank] += 1
+                clock += f
+            back = max(back, clock) + problem.I[rank]
+        for rank in range(1, problem.ranks):
+            if more[rank] >= more[rank - 1] and more[rank] < problem.microbatches - 1:
+                more[rank] = max(0, more[rank - 1] - 1)
+            more[rank] = min(more[rank], more[rank - 1])
+        return more
+
+    def _wants(self, rank: int) -> bool:
+        """Should a rank do one more forward now, or first let the next rank return a gradient?"""
+        problem, done = self.problem, len(self.forwards[rank])
+        if done >= problem.microbatches:
+            return False
+        if not self.habits.hold_back or rank == problem.ranks - 1 or done < len(self.forwards[rank + 1]) + 2:
+            return True
+        clock = self.clock[rank]
+        after = self.clock[rank + 1] + problem.F[rank + 1] + problem.I[rank + 1] + problem.hop_up[rank]
+        if clock >= after:
+            return False
+        pending = len(self.gradients[rank]) - self.weights[rank]
+        needed = min(self._weights_for_room(rank), pending)
+        fits = clock + problem.F[rank] + needed * problem.W[rank] <= after
+        return fits or after - clock > self.most_idle - self.idle[rank]
+
+    def _weights_for_room(self, rank: int) -> int:
+        missing = self.held[rank] + self.problem.one - self.limits[rank]
+        if missing <= 0:
+            return 0
+        return -(-missing // self.problem.weight) if self.problem.weight else self.problem.microbatches
+
+    def _make_room(self, rank: int) -> bool:
+        while self.held[rank] + self.problem.one > self.limits[rank]:
+            if self.weights[rank] >= len(self.gradients[rank]):
+                return False
+            self._weight(rank)
+        return True
+
+    def _fill_until(self, rank: int, arrival: Number) -> None:
+        """W while they fit before a message; one that does not fit when the rank has idled enough, or by habit."""
+        took = self.problem.W[rank]
+        while self.weights[rank] < len(self.gradients[rank]) and self.clock[rank] + took <= arrival:
+            self._weight(rank)
+        gap = arrival - self.clock[rank]
+        pending = self.weights[rank] < len(self.gradients[rank])
+        if pending and gap > 0 and (self.habits.fill or gap > self.most_idle - self.idle[rank]):
+            self._weight(rank)
+
+    def _weights_left(self, rank: int) -> None:
+        while self.weights[rank] < len(self.gradients[rank]):
+            self._weight(rank)

@@ -1,0 +1,219 @@
+"""zb-auto: within its memory, never worse than what is published, never longer with more memory, above its bound."""
+
+import random
+import time
+from fractions import Fraction
+from itertools import product
+
+import pytest
+
+from pipelab.costs import Costs
+from pipelab.placement import Placement
+from pipelab.schedule import Schedule
+from pipelab.schedules import build
+from pipelab.search import find, lower_bound
+from pipelab.search.dials import words
+from pipelab.search.improve import replay
+from pipelab.search.problem import Problem
+from pipelab.search.waves import waves
+from pipelab.simulate import simulate
+from pipelab.validate import validate
+
+SHARE = Fraction(32, 74)
+"""M_W / M_B = 32 h / (34 h + 5 a s): 5 a s is 40 h for both models (h 4096, a 32; h 5120, a 40; s 1024)."""
+
+PUBLISHED = [  # REFERENCE: Qi et al. 2024, table 5: p, m, T_F, T_B, T_W, T_comm and the bubbles of ZB-1p, ZB-2p
+    (8, 24, "29.718", "29.444", "19.927", "0.527", 0.1323, 0.0029),
+    (8, 32, "29.802", "29.428", "19.53", "0.577", 0.1045, 0.0022),
+    (8, 64, "29.935", "29.621", "19.388", "0.535", 0.0554, 0.0010),
+    (16, 48, "11.347", "11.248", "8.132", "0.377", 0.1397, 0.0066),
+    (16, 64, "11.307", "11.254", "8.101", "0.379", 0.1088, 0.0054),
+    (16, 128, "11.325", "11.308", "8.109", "0.378", 0.0576, 0.0028),
+]
+
+
+def length(schedule, costs, objective):
+    trace = simulate(schedule, costs)
+    return trace.span if objective == "span" else trace.makespan
+
+
+def peaks(schedule, weight_memory):
+    """The most that each rank holds, counted from the rows alone."""
+    change = {"F": 1, "I": weight_memory - 1, "W": -weight_memory, "B": -1}
+    most = []
+    for row in schedule.rows:
+        held = top = 0
+        for action in row:
+            held += change[action.kind]
+            top = max(top, held)
+        most.append(top)
+    return most
+
+
+def fits(schedule, limits, weight_memory=1):
+    return all(peak <= limit for peak, limit in zip(peaks(schedule, weight_memory), limits, strict=True))
+
+
+def shapes(seed, count):
+    """Random shapes: equal and unequal ranks, work of 0 too, hops from none to long."""
+    rnd = random.Random(seed)
+    for _ in range(count):
+        P, M = rnd.randint(1, 6), rnd.choice([1, 2, 3, 5, 8, 12])
+        equal, low, high = rnd.random() < 0.4, *rnd.choice([(0, 3), (1, 9), (10, 20)])
+        times = [[rnd.randint(low, high)] * P if equal else [rnd.randint(low, high) for _ in range(P)] for _ in "FIW"]
+        costs = Costs.per_stage(*times, hop=rnd.choice([0, 0, 1, 5, Fraction(7, 3)]))
+        yield P, M, costs, rnd.choice([1, 1, Fraction(1, 2), 0]), rnd.choice(["span", "step"])
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: f"p{row[0]} m{row[1]}")
+def test_no_published_bubble_is_smaller(row):
+    P, M, F, I, W, hop, zb_1p, zb_2p = row  # noqa: E741
+    for exact in (Fraction, float):
+        costs = Costs.uniform(*map(exact, (F, I, W, hop)))
+        for limit, printed in ((P, zb_1p), (2 * P, zb_2p)):
+            schedule = validate(build("zb-auto", P, M, costs=costs, memory_limit=limit, weight_memory=SHARE))
+            assert simulate(schedule, costs).bubble("span") <= printed + 5e-5
+            assert fits(schedule, [limit] * P, SHARE)
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: f"p{row[0]} m{row[1]}")
+def test_with_whole_weights_zb_1p_is_met_and_zb_2p_is_out_of_reach(row):
+    """A bubble as small as the printed ZB-2p needs the smaller W: the bound proves it for weight_memory=1."""
+    P, M, F, I, W, hop, zb_1p, zb_2p = row  # noqa: E741
+    costs = Costs.uniform(*map(Fraction, (F, I, W, hop)))
+    ideal = M * sum(map(Fraction, (F, I, W)))
+    assert simulate(build("zb-auto", P, M, costs=costs), costs).bubble("span") <= zb_1p + 5e-5
+    assert 1 - ideal / lower_bound(P, M, costs, memory_limit=2 * P) > 8 * zb_2p
+
+
+@pytest.mark.parametrize("shape", list(shapes(1, 40)))
+def test_found_within_memory_above_the_bound_and_not_longer_with_more(shape):
+    P, M, costs, weight, objective = shape
+    before = None
+    for limit in sorted({1, Fraction(3, 2), P, Fraction(5 * P, 4), Fraction(3 * P, 2), 2 * P, M, M + 3}):
+        found = find(P, M, costs, limit, weight, objective)
+        assert fits(validate(found.schedule), [limit] * P, weight)
+        assert found.length == length(found.schedule, costs, objective) >= found.lower_bound
+        assert before is None or found.length <= before
+        before = found.length
+
+
+@pytest.mark.parametrize("shape", list(shapes(2, 40)))
+def test_never_longer_than_a_named_schedule_that_fits(shape):
+    P, M, costs, weight, objective = shape
+    for limits in ([P] * P, [2 * P] * P, [min(P - rank, M) for rank in range(P)], [M] * P):
+        found = find(P, M, costs, limits, weight, objective).length
+        for name in ("naive", "gpipe", "1f1b", "zb-h1"):
+            named = build(name, P, M)
+            if fits(named, limits, weight):
+                assert found <= length(named, costs, objective), name
+
+
+@pytest.mark.parametrize("shape", list(shapes(3, 30)))
+def test_never_longer_than_the_published_heuristic(shape):
+    P, M, costs, weight, objective = shape
+    for quarters in (4, 5, 6, 8):
+        problem = Problem.of(P, M, costs, Fraction(quarters * P, 4), weight, objective)
+        published = [
+            problem.length(played.ends) for played in waves(problem, problem.limits) if problem.fits(played.rows)
+        ]
+        found = find(P, M, costs, Fraction(quarters * P, 4), weight, objective)
+        assert not published or found.length <= problem.in_units(min(published))
+
+
+@pytest.mark.parametrize("shape", list(shapes(4, 12)))
+def test_one_rank_with_more_memory_never_makes_it_longer_here(shape):
+    """Tried, not proven: the ladder makes it sure only for limits that are equal on all ranks."""
+    P, M, costs, weight, objective = shape
+    rnd = random.Random(P * M)
+    limits = [rnd.randint(1, 2 * P) for _ in range(P)]
+    found = find(P, M, costs, limits, weight, objective)
+    assert fits(found.schedule, limits, weight)
+    for rank in range(P):
+        more = [limit + (r == rank) for r, limit in enumerate(limits)]
+        assert find(P, M, costs, more, weight, objective).length <= found.length
+
+
+def every_order(microbatches, limit):
+    """All words of one rank that keep micro-batches in order within the memory (weights counted in full)."""
+    stack = [("", 0, 0, 0)]
+    while stack:
+        word, f, i, w = stack.pop()
+        if w == microbatches:
+            yield list(word)
+        if f < microbatches and f - w < limit:
+            stack.append((word + "F", f + 1, i, w))
+        if i < f:
+            stack.append((word + "I", f, i + 1, w))
+        if w < i:
+            stack.append((word + "W", f, i, w + 1))
+
+
+@pytest.mark.parametrize("M, limits", [(2, (1, 1)), (2, (2, 1)), (2, (1, 2)), (3, (2, 2)), (3, (3, 2)), (3, (3, 3))])
+def test_two_ranks_against_every_order(M, limits):
+    """The bound is never above the true optimum, and the search finds it, on all shapes that can be counted out."""
+    rnd = random.Random(M)
+    rows = list(product(*(list(every_order(M, limit)) for limit in limits)))
+    for objective in ("span", "step"):
+        times = [[rnd.randint(1, 5) for _ in range(2)] for _ in "FIW"]
+        costs = Costs.per_stage(*times, hop=rnd.randint(0, 3))
+        problem = Problem.of(2, M, costs, limits, 1, objective)
+        played = filter(None, (replay(problem, list(both)) for both in rows))
+        optimum = min(problem.length(one.finish()) for one in played)
+        found = find(2, M, costs, limits, 1, objective)
+        assert found.lower_bound <= optimum == found.length
+
+
+def test_replay_is_the_simulator_in_letters():
+    for P, M, costs, weight, objective in shapes(5, 20):
+        problem = Problem.of(P, M, costs, None, weight, objective)
+        for rows in words(problem):
+            schedule = Schedule.from_words(
+                "word", Placement.loop(P), M, lambda rank, rows=rows: [(rank, kind) for kind in rows[rank]]
+            )
+            ends = replay(problem, rows).finish()
+            assert problem.in_units(problem.length(ends)) == length(schedule, costs, objective)
+
+
+def test_the_bound_is_met_between_zb_h1_and_zb_h2():
+    """F = I = W: each further micro-batch of memory takes one W off the bubble, until ZB-H2's 2P - 1 leaves none."""
+    P, M = 8, 24
+    for limit in range(P, 2 * P):
+        found = find(P, M, memory_limit=limit)
+        assert found.length == found.lower_bound == 3 * M + 2 * P - 1 - limit
+
+
+def test_same_question_same_answer_and_measured_costs_are_taken():
+    costs = Costs.measured(simulate(build("zb-h1", 3, 5), Costs.per_stage([1, 2, 3], [3, 1, 2], [2, 2, 1], hop=1)))
+    assert build("zb-auto", 3, 7, costs=costs).rows == build("zb-auto", 3, 7, costs=costs).rows
+
+
+def test_24576_actions_take_seconds():
+    rnd = random.Random(0)
+    costs = Costs.per_stage(*([rnd.randint(10, 30) for _ in range(32)] for _ in "FIW"), hop=5)
+    begun = time.process_time()
+    schedule = build("zb-auto", 32, 256, costs=costs, memory_limit=40)
+    assert time.process_time() - begun < 10
+    assert fits(schedule, [40] * 32)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"memory_limit": 0.5}, "give 1 or more"),
+        ({"memory_limit": [4, 4]}, "one per rank"),
+        ({"memory_limit": [4, 4, 4, float("nan")]}, "give 1 or more"),
+        ({"memory_limit": "much"}, "memory_limit is a number"),
+        ({"weight_memory": 2}, "from 0 to 1"),
+        ({"objective": "time"}, "'span'"),
+        ({"costs": Costs.per_stage([1], [1], [1])}, "one time a stage"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_sentence(options, words):
+    with pytest.raises(ValueError, match=words) as refused:
+        build("zb-auto", 4, 8, **options)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_endless_limit_is_as_good_as_all_microbatches():
+    assert build("zb-auto", 4, 8, memory_limit=float("inf")).rows == build("zb-auto", 4, 8, memory_limit=8).rows
