@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from pipelab.cli.parser import writable
 from pipelab.cli.shape import add_shape, asked_schedule
+from pipelab.costs import Costs
 from pipelab.schedule import Schedule
 from pipelab.validate import validate
 
@@ -41,7 +42,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Write one valid schedule in one format."""
-    text = FORMATS[options.format](validate(asked_schedule(options)))
+    text = FORMATS[options.format](validate(asked_schedule(options, Costs.uniform())))
     if options.out is not None:
         options.out.write_text(text, encoding="utf-8")
     else:

@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
     """Print the rows, the time, the bubbles and the peak of one schedule."""
     costs = Costs.uniform(F=options.F, I=options.I, W=options.W, hop=options.hop)
     with elapsed("simulating"):
-        schedule = asked_schedule(options)
+        schedule = asked_schedule(options, costs)
         trace = simulate(schedule, costs)
     closed_form = None if options.file else _formula(options, schedule)
     if options.json:

@@ -7,6 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from pipelab.cli.parser import CommandError, add_json, count, duration, percent, print_json, seed, writable
+from pipelab.cli.shape import add_special, special
+from pipelab.costs import Costs
 from pipelab.mesh import Mesh
 from pipelab.schedules import SCHEDULES, build
 from pipelab.trace import BUBBLES
@@ -26,6 +28,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     for axis, what in (("pp", "pipeline ranks"), ("tp", "tensor shards"), ("dp", "replicas")):
         command.add_argument(f"--{axis}", type=count, default=1, metavar="N", help=f"number of {what} (1)")
     command.add_argument("--chunks", type=count, metavar="V", help="stages a rank, where the schedule takes it")
+    add_special(command)
     command.add_argument("--microbatches", type=count, required=True, metavar="M", help="micro-batches a step")
     command.add_argument("--steps", type=count, default=20, help="counted steps, after one warm-up step (20)")
     command.add_argument("--model", choices=list(ROWS), default="small", help="size of the GPT (small)")
@@ -49,7 +52,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, print what was measured, and give 1 when --check found a difference."""
-    schedule = build(options.schedule, options.pp, options.microbatches, options.chunks)
+    more = special(options, options.schedule, Costs.uniform())
+    schedule = build(options.schedule, options.pp, options.microbatches, options.chunks, **more)
     _refuse_what_is_not_there(options)
     run_, difference = _train(options, schedule)
     if options.trace:

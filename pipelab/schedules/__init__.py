@@ -67,12 +67,14 @@ def build(name: str, ranks: int, microbatches: int, chunks: int | None = None, *
         if option not in takes:
             raise ValueError(f"{name} does not take the option {option!r}; it takes {_listed(takes)}")
     fixed = chunks_of(name)
-    if fixed == "any":
-        options["chunks"] = chunks or 1
+    if isinstance(fixed, str):
+        options["chunks"] = fixed = chunks or 1
     elif chunks not in (None, fixed):
-        remedy = "leave it out" if fixed == 2 else "leave it out, or take interleaved"
-        raise ValueError(f"{name} has {_IN_WORDS[fixed]} a rank: got chunks={chunks}; {remedy}")
-    refuse_too_many(ranks * options.get("chunks", fixed), microbatches)
+        words, remedy = (
+            ("two chunks", "leave it out") if fixed == 2 else ("one chunk", "leave it out, or take interleaved")
+        )
+        raise ValueError(f"{name} has {words} a rank: got chunks={chunks}; {remedy}")
+    refuse_too_many(ranks * fixed, microbatches)
     return declare_valid(GENERATORS[name](ranks, microbatches, **options))
 
 
@@ -94,7 +96,7 @@ def options_of(name: str) -> tuple[str, ...]:
     return tuple(inspect.signature(GENERATORS[name]).parameters)[2:]
 
 
-_IN_WORDS = {1: "one chunk", 2: "two chunks"}
+_IN_WORDS: dict[int | str, str] = {1: "one chunk", 2: "two chunks"}
 
 
 def _count(what: str, value: int) -> int:

@@ -1,7 +1,7 @@
 """V-Half, V-Min, 1F1B-V: how little memory can a pipeline do with? Repeat a stable block, then squeeze its ends.
 
-A *building block* says in which slots the ranks work on micro-batch 0, a slot being F, I or W of one chunk; micro-batch m
-does the same 6 m slots later. Six slots are what a rank has to do for a micro-batch, so a block whose letters on each
+A *building block* says in which slots the ranks work on micro-batch 0, a slot being F, I or W of one chunk; micro-batch
+m does the same 6 m slots later. Six slots are what a rank has to do for a micro-batch, so a block whose slots on each
 rank differ modulo 6 keeps all ranks busy. What it holds is known before anything runs: an activation held for n slots
 is held n/6 times over (Qi et al. 2024, Pipeline Parallelism with Controllable Memory, sections 3 and 4).
 
@@ -30,7 +30,7 @@ def v_half(ranks: int, microbatches: int) -> Schedule:
     That is 6P slots for the way there and back, where 1F1B with two chunks would hold 12P slots' worth.
 
     >>> print(v_half(2, 2))
-    0F0 0F1 3F0 3I0 3F1 3I1 3W0 0I0 0W0 0I1 3W1 0W1
+    0F0 0F1 3F0 3I0 3F1 3I1 0I0 3W0 0I1 3W1 0W0 0W1
     1F0 2F0 1F1 2F1 2I0 1I0 2I1 1I1 2W0 1W0 2W1 1W1
     """
     turn = 3 * ranks - 1 + (3 if ranks % 2 == 0 else 0)  # the pause keeps I out of the slots of F
@@ -45,6 +45,8 @@ def v_min(ranks: int, microbatches: int) -> Schedule:
     Its block is the shortest there is: a micro-batch goes there and back without a pause, in 4P slots.
 
     >>> print(v_min(2, 2))
+    0F0 0F1 3F0 3I0 3W0 3F1 0I0 3I1 0W0 3W1 0I1 0W1
+    1F0 2F0 1F1 2F1 2I0 1I0 2W0 1W0 2I1 1I1 2W1 1W1
     """
     turn = 2 * ranks + (2 if ranks % 3 == 0 else 0)
     return _squeezed("v-min", ranks, microbatches, [*range(2 * ranks), *range(turn, turn + 2 * ranks)], I)
@@ -56,6 +58,8 @@ def one_f_one_b_v(ranks: int, microbatches: int) -> Schedule:
     Its block goes there without a pause, and back in two slots a backward with a pause of three after every third.
 
     >>> print(one_f_one_b_v(2, 2))
+    0F0 0F1 3F0 3B0 3F1 3B1 0B0 0B1
+    1F0 2F0 1F1 2F1 2B0 1B0 2B1 1B1
     """
     turn = 2 * ranks + (3 if ranks % 3 == 0 else 0)
     back = (turn + 2 * n + 3 * ((n + 1 - ranks) // 3 - (1 - ranks) // 3) for n in range(2 * ranks))

@@ -1,0 +1,64 @@
+"""What is a formula asked about, and where does it hold? Read next: `whole_backward`."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import NamedTuple
+
+
+class Case(NamedTuple):
+    """What one formula is asked about: all ranks are equal, and a chunk takes 1/V of its rank's work."""
+
+    P: int
+    M: int
+    V: int
+    F: Fraction
+    I: Fraction  # noqa: E741
+    W: Fraction
+    hop: Fraction
+
+    @property
+    def B(self) -> Fraction:
+        """The full backward."""
+        return self.I + self.W
+
+    @property
+    def ideal(self) -> Fraction:
+        """Busy time of every rank."""
+        return self.M * (self.F + self.B)
+
+
+class ClosedForm(NamedTuple):
+    """What theory knows of one schedule. A `Peak` that is released at I is the same where nothing is said."""
+
+    makespan: Callable[[Case], Fraction]
+    span: Callable[[Case], Fraction]
+    peak: "Peak"
+    peak_until_input: "Peak | None" = None
+    chunks: int | str = 1
+
+
+Peak = Callable[[Case, int], int | Fraction]
+"""Most micro-batches in flight on a rank."""
+
+
+def within(case: Case, inside: bool, name: str, domain: str) -> None:
+    """Raise ValueError that names the domain when a case lies outside it; a single rank has no bubble anywhere."""
+    if not inside and case.P > 1:
+        got = ", ".join(f"{letter}={value}" for letter, value in case._asdict().items())
+        raise ValueError(f"{name} has a closed form for {domain}: got {got}")
+
+
+def round_trips(case: Case) -> int:
+    """ceil((M+P-1)/P), for in 1F1B a micro-batch must be back on rank 0 before the one P later can start."""
+    return -(-(case.M + case.P - 1) // case.P)
+
+
+def round_sizes(case: Case) -> list[int]:
+    """The rounds of interleaved: of P micro-batches or more, as even as M allows, the larger first."""
+    rounds = max(1, case.M // case.P)
+    share, larger = divmod(case.M, rounds)
+    return [share + 1] * larger + [share] * (rounds - larger)
+
+
+def positive(time: Fraction) -> Fraction:
+    return max(Fraction(0), time)
