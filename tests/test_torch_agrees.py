@@ -89,6 +89,31 @@ def test_interleaved_is_torchs_wherever_torch_accepts_the_rounds():
     assert torch_rows("Interleaved1F1B", 4, 10, 2) is not None  # two rounds of five
 
 
+# Ours, torch's, the chunks that torch takes, and how many of the 6 x 14 counts of each it refuses.
+FAMILY = [
+    ("looped-bfs", "LoopedBFS", (2, 3), 0),
+    ("interleaved-zb", "InterleavedZeroBubble", (2, 3, 4), 51),  # rounds that are not equal
+    ("zb-v", "ZBVZeroBubble", (2,), 0),
+    ("dualpipe-v", "DualPipeV", (2,), 36),  # M < 2P
+]
+
+
+@pytest.mark.parametrize("name, torch_name, chunks, refusals", FAMILY)
+def test_the_family_is_torchs_both_ways_pairs_included(name, torch_name, chunks, refusals):
+    """Our CSV is torch's listing to the letter, and torch's listing, read by us, is our schedule."""
+    refused = 0
+    for P, M, V in product(range(1, 7), range(1, 15), chunks):
+        listing = torch_rows(torch_name, P, M, V)
+        if listing is None:
+            refused += 1
+            continue
+        ours = build(name, P, M, V)
+        text = "".join(",".join(row) + "\n" for row in listing)
+        assert ours.to_csv() == text, (P, M, V)
+        assert Schedule.from_csv(text, name) == ours
+    assert refused == refusals
+
+
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_torch_reads_our_csv_and_finds_it_complete(name):
     torch_action = private(SCHEDULES_PY, "_Action")
@@ -115,7 +140,7 @@ def test_torch_reads_a_pair_as_two_overlapped_actions():
 def test_torch_lowers_our_rows_to_the_same_messages():
     """Torch may place a message elsewhere in the row, but it sends and receives what `lower` does."""
     torch_action, add = private(SCHEDULES_PY, "_Action"), private(SCHEDULES_PY, "_add_send_recv")
-    for name, V in [("gpipe", None), ("1f1b", None), ("interleaved", 2), ("zb-h1", None)]:
+    for name, V in [("gpipe", None), ("1f1b", None), ("interleaved", 2), ("zb-h1", None), ("zb-v", None)]:
         schedule = build(name, 3, 5, V)
         rows = {rank: [torch_action.from_str(word) for word in row] for rank, row in enumerate(our_rows(schedule))}
         lowered = add(rows, schedule.placement.rank_of.__getitem__, schedule.stages)
