@@ -14,7 +14,6 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from pipelab.collector import collector_at_rest
 
 Result = TypeVar("Result")
 
@@ -112,18 +111,17 @@ class Turn:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Keep from the timeline what is not the pipeline's work: operators of several threads, garbage, page faults.
+    """Keep from the timeline what is not the pipeline's work: operators of several threads, and page faults.
 
-    Within it an operator runs on one thread, so that a rank's processor time is all of its work; Python's cyclic
-    collector rests (one full collection takes as long as fifty actions); and glibc keeps the memory it is given back,
-    which otherwise costs GPipe, the schedule that holds most, up to a fifth of its time in page faults, every step.
+    Within it an operator runs on one thread, so that a rank's processor time is all of its work, and glibc keeps the
+    memory it is given back, which otherwise costs GPipe, the schedule that holds most, up to a fifth of its time in
+    page faults, every step.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     _keep_freed_memory(2**30)
     try:
-        with collector_at_rest():
-            yield
+        yield
     finally:
         _keep_freed_memory(2**17)  # glibc's documented default
         torch.set_num_threads(threads)

@@ -39,7 +39,7 @@ def train_uncut(
             shares = []
             for microbatch in range(microbatches):
                 y = torch.tensor_split(inputs, microbatches)[microbatch]
-                for name, layer in model.named_children():
+                for name, layer in model._modules.items():  # a layer listed twice runs twice
                     y = randomness.run(name, layer, y, step, microbatch)
                 share = weighted_loss(loss, y, torch.tensor_split(targets, microbatches)[microbatch], total)
                 share.backward()

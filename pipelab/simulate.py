@@ -15,11 +15,11 @@ from pipelab.action import Action, Element, parts
 from pipelab.collector import collector_at_rest
 from pipelab.costs import Costs, Durations
 from pipelab.dependencies import GIVES, dataflow
-from pipelab.engine import Inputs, play
+from pipelab.engine import Inputs, Stuck, play
 from pipelab.lower import CARRIES, RECEIVED_FROM, Program, message_flow
 from pipelab.schedule import Schedule
 from pipelab.trace import Number, Span, Trace
-from pipelab.validate import validate
+from pipelab.validate import complete, validate
 
 
 def simulate(schedule: Schedule, costs: Costs) -> Trace:
@@ -31,7 +31,8 @@ def simulate(schedule: Schedule, costs: Costs) -> Trace:
     >>> simulate(build("gpipe", ranks=4, microbatches=8), Costs.uniform(F=1, I=1, W=1)).makespan
     33
     """
-    validate(schedule)
+    if not complete(schedule):
+        validate(schedule)
     rank_of = schedule.placement.rank_of
     inputs = {
         (stage, kind): [
@@ -39,7 +40,11 @@ def simulate(schedule: Schedule, costs: Costs) -> Trace:
         ]
         for (stage, kind), sources in dataflow(schedule.stages).items()
     }
-    rows = _play_in_ticks(schedule.rows, inputs, costs.durations(schedule.placement), schedule.microbatches)
+    try:
+        rows = _play_in_ticks(schedule.rows, inputs, costs.durations(schedule.placement), schedule.microbatches)
+    except Stuck:
+        validate(schedule)
+        raise
     return Trace(schedule.name, "simulated", schedule.placement.chunks_per_rank(), tuple(chain(*rows)))
 
 

@@ -29,7 +29,7 @@ class Stage:
     """A contiguous slice of the model on one rank, run one micro-batch at a time.
 
     `layers` are named as in the uncut model. With `split`, `backward_input` and `backward_weight` replace `backward`;
-    use the stage as a context then, so that the layers are given back as they were.
+    it runs within `attached()` then, so that the layers are given back as they were.
     """
 
     def __init__(
@@ -51,14 +51,16 @@ class Stage:
     def forward(self, microbatch: int, x: Tensor, step: int, target: Tensor | None = None, total: int = 1) -> Tensor:
         """Run the layers on the input; gives the output, or, on the stage with the loss, this micro-batch's share."""
         x = x.detach()
-        if not self.first and x.is_floating_point():
+        if not self.first:
+            if not x.is_floating_point():
+                raise TypeError(f"a stage was given {x.dtype}; only floating-point activations can cross a cut")
             x.requires_grad_()
         kept = self._kept[microbatch] = _Kept(self.meter.hold(x))
         if self.deferred is not None:
             self.deferred.waiting = kept.waiting
         with self.meter.watch():
             y = x
-            for name, layer in self.layers.named_children():
+            for name, layer in self.layers._modules.items():  # named_children would skip a layer listed twice
                 y = self.randomness.run(name, layer, y, step, microbatch)
                 if not isinstance(y, Tensor):
                     raise TypeError(f"layer {name} gives a {type(y).__name__}; a stage passes one tensor on")

@@ -4,10 +4,12 @@ Read next: `formulas` (what theory says of it) or `simulate` (how long it takes)
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from operator import itemgetter
+from typing import Any
 
-from pipelab.action import Action, B, F, I, W
+from pipelab.action import Action, B, Element, F, I, Pair, W, parts
 from pipelab.dependencies import GIVES, dataflow, needs
 from pipelab.engine import Stuck, play
 from pipelab.schedule import Schedule, ScheduleError
@@ -25,19 +27,51 @@ def validate(schedule: Schedule) -> Schedule:
     Traceback (most recent call last):
     pipelab.schedule.ScheduleError: rank 0, position 0: 0B0 is out of order: it needs 0F0, which comes at position 1 ...
     """
-    if "_valid" in vars(schedule):
+    if not complete(schedule):
+        checks = (_misplaced, _incomplete)
+    elif not _can_run(schedule):
+        checks = (_out_of_order, _deadlocked)
+    else:
         return schedule
-    for check in (_misplaced, _incomplete, _out_of_order, _deadlocked):
-        found = list(islice(check(schedule), MOST_REASONS + 1))
-        if found:
-            raise _error(schedule, found)
-    return declare_valid(schedule)
+    found = next(filter(None, (list(islice(check(schedule), MOST_REASONS + 1)) for check in checks)))
+    raise _error(schedule, found)
 
 
-def declare_valid(schedule: Schedule) -> Schedule:
-    """Remember of this very value, which never changes, that it is valid: checked, or built by a proven generator."""
-    vars(schedule)["_valid"] = True
-    return schedule
+def complete(schedule: Schedule) -> bool:
+    """Whether every action that the schedule needs is there once, on the rank of its stage; order is not looked at.
+
+    It counts whole rows at a time, and so tells in a fraction of the time what the sentences of `validate` explain.
+
+    >>> complete(Schedule.from_text("0F0 0B0")), complete(Schedule.from_text("0F0 0I0"))
+    (True, False)
+    """
+    return len(schedule.rows) == schedule.ranks and all(
+        _row_is_complete(row, schedule.placement.stages_on(rank), schedule.microbatches)
+        for rank, row in enumerate(schedule.rows)
+    )
+
+
+def _row_is_complete(row: Sequence[Element], stages: Sequence[int], microbatches: int) -> bool:
+    actions = list(chain.from_iterable(map(parts, row))) if Pair in set(map(type, row)) else row
+    if len(set(actions)) != len(actions):
+        return False  # something is doubled
+    numbers = set(map(itemgetter(2), actions))
+    if not numbers <= set(range(microbatches)):
+        return False
+    counts = Counter(map(itemgetter(0, 1), actions))
+    for stage in stages:
+        forwards, whole, inputs, weights = (counts.pop((stage, kind), 0) for kind in (F, B, I, W))
+        if forwards != microbatches or whole + inputs != microbatches or inputs != weights:
+            return False
+        if whole and inputs and not _split_whole(actions, stage):
+            return False
+    return not counts  # nothing left over: no other stage, no other kind
+
+
+def _split_whole(actions: Sequence[Any], stage: int) -> bool:
+    """For a stage that mixes B with I and W: whether each micro-batch has the one or the other two."""
+    have = {kind: {m for s, k, m in actions if (s, k) == (stage, kind)} for kind in (B, I, W)}
+    return have[I] == have[W] and not have[B] & have[I]
 
 
 Finding = tuple[str, int | None, int | None]
@@ -110,9 +144,8 @@ def _out_of_order(schedule: Schedule) -> Iterator[Finding]:
 
 
 def _deadlocked(schedule: Schedule) -> Iterator[Finding]:
-    inputs = {value: [(need, 0) for need in needed] for value, needed in dataflow(schedule.stages).items()}
     try:
-        play(schedule.rows, inputs, dict.fromkeys(inputs, 0), schedule.microbatches)
+        _play(schedule)
     except Stuck as stuck:
         written = _written(schedule)
         for rank, position, need in _cycle(schedule, stuck):
@@ -123,6 +156,20 @@ def _deadlocked(schedule: Schedule) -> Iterator[Finding]:
                 rank,
                 position,
             )
+
+
+def _can_run(schedule: Schedule) -> bool:
+    try:
+        _play(schedule)
+    except Stuck:
+        return False
+    return True
+
+
+def _play(schedule: Schedule) -> None:
+    """Play a complete schedule without time: only the order matters. Raises Stuck."""
+    inputs = {value: [(need, 0) for need in needed] for value, needed in dataflow(schedule.stages).items()}
+    play(schedule.rows, inputs, dict.fromkeys(inputs, 0), schedule.microbatches)
 
 
 def _cycle(schedule: Schedule, stuck: Stuck) -> list[tuple[int, int, Action]]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipelab.action import W
 from pipelab.clock import Clock, Turn, VirtualClock, WallClock, undisturbed
+from pipelab.collector import collector_at_rest
 from pipelab.costs import Link
 from pipelab.loss import Loss, count_targets
 from pipelab.lower import Program
@@ -88,8 +89,9 @@ class VirtualRanks:
         origin = time.perf_counter()
         for worker in self.workers:
             worker.clock.restart(origin)
-        futures = [self.pool.submit(worker.run, batch) for worker in self.workers]
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        with collector_at_rest():  # a full collection would be read as the work of whichever action it falls into
+            futures = [self.pool.submit(worker.run, batch) for worker in self.workers]
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         if any(future.exception() for future in done):
             self.mailboxes.abort()
             wait(futures)

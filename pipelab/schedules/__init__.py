@@ -21,7 +21,6 @@ from pipelab.schedules.v_shape import one_f_one_b_v, v_half, v_min
 from pipelab.schedules.zb_auto import zb_auto
 from pipelab.schedules.zb_v import zb_v
 from pipelab.schedules.zero_bubble import interleaved_zb, zb_h1, zb_h2
-from pipelab.validate import declare_valid
 
 GENERATORS: dict[str, Callable[..., Schedule]] = {
     "naive": naive,
@@ -75,7 +74,7 @@ def build(name: str, ranks: int, microbatches: int, chunks: int | None = None, *
         )
         raise ValueError(f"{name} has {words} a rank: got chunks={chunks}; {remedy}")
     refuse_too_many(ranks * fixed, microbatches)
-    return declare_valid(GENERATORS[name](ranks, microbatches, **options))
+    return GENERATORS[name](ranks, microbatches, **options)
 
 
 def chunks_of(name: str) -> int | str:
