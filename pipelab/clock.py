@@ -14,7 +14,6 @@ from typing import Protocol, TypeVar
 
 import torch
 
-
 Result = TypeVar("Result")
 
 

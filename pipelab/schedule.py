@@ -145,9 +145,9 @@ class Schedule:
         return cls(name, Placement.from_votes(len(rows), votes), microbatches, rows)
 
 
-def refuse_too_many(stages: int, microbatches: int) -> None:
-    """Raise ValueError when a schedule would have more than 20 million actions (F and B of every pair)."""
-    if 2 * stages * microbatches > MOST_ACTIONS:
+def refuse_too_many(stages: int, microbatches: int, kinds: int = 2) -> None:
+    """Raise ValueError when a schedule with this many kinds of action would have more than 20 million actions."""
+    if kinds * stages * microbatches > MOST_ACTIONS:
         raise ValueError(
             f"{stages} stages x {microbatches} micro-batches are more than {MOST_ACTIONS // 10**6} million actions;"
             " ask for fewer micro-batches or stages"

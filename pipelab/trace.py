@@ -153,8 +153,11 @@ class Trace:
                 Span(rank, lane, parse_element(action), start, end, Action.parse(waited) if waited else None)
                 for rank, lane, action, start, end, waited in data["spans"]
             )
+            unknown = {span.lane for span in spans} - set(LANES) | {data["clock"]} - set(CLOCKS)
+            if unknown:
+                raise ValueError(f"unknown lane or clock: {', '.join(map(str, unknown))}")
             return cls(data["schedule"], data["clock"], tuple(data["chunks"]), spans)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"this is not a pipelab trace ({error}); write one with Trace.to_json()") from None
 
 

@@ -61,6 +61,8 @@ def train(
     first = next(steps_of, None)
     if first is None:
         raise ValueError("there is no batch to train on; give at least one (inputs, targets)")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: torch sees no CUDA device here; use device='cpu'")
     model.to(device)
     ranks = VirtualRanks(model, lower(schedule), loss, optimizer, seed, torch.device(device), clock, link, at, timeout)
     losses, traces, memories = [], [], []

@@ -66,6 +66,8 @@ class VirtualRanks:
 
     def split(self, step: int, batch: tuple[Tensor, Tensor]) -> Microbatches:
         """The micro-batches of a step, on the run's device."""
+        if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch)):
+            raise ValueError(f"step {step}: a batch is a pair of tensors (inputs, targets): got {type(batch).__name__}")
         inputs, targets = (tensor.to(self.device) for tensor in batch)
         return split_batch(step, (inputs, targets), self.program.schedule.microbatches, count_targets(targets))
 

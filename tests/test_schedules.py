@@ -11,7 +11,7 @@ from pipelab.action import Action, Pair
 from pipelab.costs import Costs
 from pipelab.placement import Placement
 from pipelab.schedule import Schedule, ScheduleError, stagger
-from pipelab.schedules import SCHEDULES, build, chunks_of, options_of
+from pipelab.schedules import GENERATORS, SCHEDULES, build, chunks_of, options_of
 from pipelab.simulate import simulate
 from pipelab.validate import validate
 
@@ -241,3 +241,16 @@ def test_text_that_is_no_schedule_is_refused_with_its_place(text, sentence):
     with pytest.raises(ScheduleError, match=sentence) as refused:
         Schedule.from_text(text)
     assert len(refused.value.reasons) == 1
+
+
+def test_a_generator_of_ones_own_is_judged_like_any_other(monkeypatch):
+    def forgetful(ranks: int, microbatches: int) -> Schedule:
+        """Forgets the backwards."""
+        return Schedule.from_words(
+            "forgetful", Placement.loop(ranks), microbatches, lambda rank: [(rank, "F")] * microbatches
+        )
+
+    monkeypatch.setitem(GENERATORS, "forgetful", forgetful)
+    for judge in (validate, lambda schedule: simulate(schedule, Costs.uniform())):
+        with pytest.raises(ScheduleError, match="the backward of 0F0 is missing"):
+            judge(build("forgetful", 2, 2))

@@ -237,3 +237,26 @@ def test_the_wall_clock_sees_a_real_step():
     run = train(model, [batch], pl.build("1f1b", 2, 2), clock="wall")
     assert run.clock == "wall"
     assert run.step_seconds > 0
+
+
+def test_a_layer_listed_twice_runs_twice_in_every_cut():
+    torch.manual_seed(0)
+    tanh, linear = nn.Tanh(), nn.Linear(5, 5)
+    model = nn.Sequential(nn.Linear(4, 5), tanh, linear, tanh, linear, nn.Linear(5, 3)).double()
+    batch = torch.randn(6, 4).double(), torch.randint(3, (6,))
+    plain = copy.deepcopy(model)
+    functional.cross_entropy(plain(batch[0]), batch[1]).backward()
+    uncut = copy.deepcopy(model)
+    losses = train_uncut(uncut, [batch], 1)
+    for name, at in (("1f1b", [5]), ("zb-h1", [2])):
+        ours = copy.deepcopy(model)
+        assert train(ours, [batch], pl.build(name, 2, 1), at=at).losses == losses
+        for p, q, r in zip(ours.parameters(), uncut.parameters(), plain.parameters(), strict=True):
+            assert torch.equal(p.grad, q.grad) and torch.equal(q.grad, r.grad)
+
+
+def test_integers_cannot_cross_a_cut():
+    model = nn.Sequential(nn.Identity(), nn.Embedding(5, 4), nn.Linear(4, 3))
+    batch = torch.randint(5, (4,)), torch.randint(3, (4,))
+    with pytest.raises(RunError, match="only floating-point activations can cross a cut"):
+        train(model, [batch], pl.build("gpipe", 2, 2), at=[1])

@@ -48,11 +48,9 @@ def job_commands(job, arguments):
     commands = {
         "lab": [["jupyterlab", "labs"]],
         "run": [["pipelab", "labs", "--html", "--out", "runs"]],
-        "test": [
-            ["pytest"] + doctests + notebooks + tested
-        ],  # one run, so that its last line counts everything
+        "test": [["pytest"] + doctests + notebooks + tested],  # one run, so that its last line counts everything
         "check": [["ruff", "format", "--check"], ["ruff", "check"], ["mypy"]],
-        "bench": [["pipelab", "bench", "runtime"]],
+        "bench": [["pipelab", "bench", "simulate"]],
         "setup": [],
     }.get(job)
     if commands is None:

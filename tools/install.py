@@ -100,9 +100,7 @@ def environment() -> dict[str, str]:
 def answer(*command: str) -> str:
     """What a command prints; nothing if it is missing or fails."""
     try:
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, env=environment()
-        ).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment()).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 
@@ -115,9 +113,7 @@ def attempt(what: str, command: list[str]) -> tuple[bool, str]:
         log.write(f"\n$ {' '.join(command)}\n".encode())
         log.flush()
         begin = log.tell()
-        with subprocess.Popen(
-            command, cwd=ROOT, env=environment(), stdout=log, stderr=subprocess.STDOUT
-        ) as process:
+        with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=subprocess.STDOUT) as process:
             while live and process.poll() is None:
                 say(f"\r{what} ... {time.monotonic() - start:.0f} s")
                 time.sleep(0.1)
@@ -219,9 +215,7 @@ def make_venv() -> None:
     flags = ["--system-site-packages"] if shared else []
     commands = [[sys.executable, "-m", "venv", *flags, str(VENV)]]
     if uv := shutil.which("uv"):  # for a Debian Python without its venv package
-        commands.append(
-            [uv, "venv", "--seed", "--allow-existing", "--python", sys.executable, *flags, str(VENV)]
-        )
+        commands.append([uv, "venv", "--seed", "--allow-existing", "--python", sys.executable, *flags, str(VENV)])
     first_that_works("making .venv", *commands)
 
 

@@ -36,7 +36,7 @@ FORMATS: dict[str, Callable[[Schedule], str]] = {
 def add_options(command: argparse.ArgumentParser) -> None:
     """The options of `pipelab export`."""
     add_shape(command)
-    command.add_argument("--format", required=True, choices=list(FORMATS), help="what to write")
+    command.add_argument("--format", default="text", choices=list(FORMATS), help="what to write (text)")
     command.add_argument("--out", type=writable, metavar="FILE", help="write to this file instead of standard output")
 
 

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     refuse_unknown_parameters(chosen, parameters)
     with (
         tempfile.TemporaryDirectory() as spare,
-        tqdm(total=len(chosen), unit="lab", file=sys.stderr, disable=None) as bar,
+        tqdm(total=len(chosen), unit="lab", file=sys.stderr, delay=2) as bar,
     ):
         out = options.out.absolute() if options.out else Path(spare)
         results = run_labs(chosen, out, parameters, html=options.html, on_lab=lambda result: bar.update())

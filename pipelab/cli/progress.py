@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def elapsed(what: str) -> Iterator[None]:
-    """Show, on a terminal, how long `what` has been going on; quick work shows nothing."""
+    """Show how long `what` has been going on; quick work shows nothing."""
     from tqdm import tqdm
 
     done = threading.Event()
@@ -16,8 +16,8 @@ def elapsed(what: str) -> Iterator[None]:
     def watch() -> None:
         if done.wait(1.0):
             return
-        with tqdm(desc=what, bar_format="{desc}: {elapsed}", file=sys.stderr, disable=None, leave=False) as bar:
-            while not done.wait(0.5):
+        with tqdm(desc=what, bar_format="{desc}: {elapsed}", file=sys.stderr) as bar:
+            while not done.wait(0.5 if sys.stderr.isatty() else 5.0):
                 bar.refresh()
 
     watcher = threading.Thread(target=watch, daemon=True)

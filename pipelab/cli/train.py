@@ -24,12 +24,12 @@ TOLERANCE = 1e-9
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """The options of `pipelab train`."""
-    command.add_argument("--schedule", required=True, metavar="NAME", help=f"one of {', '.join(SCHEDULES)}")
+    command.add_argument("--schedule", metavar="NAME", help=f"one of {', '.join(SCHEDULES)}")
     for axis, what in (("pp", "pipeline ranks"), ("tp", "tensor shards"), ("dp", "replicas")):
         command.add_argument(f"--{axis}", type=count, default=1, metavar="N", help=f"number of {what} (1)")
     command.add_argument("--chunks", type=count, metavar="V", help="stages a rank, where the schedule takes it")
     add_special(command)
-    command.add_argument("--microbatches", type=count, required=True, metavar="M", help="micro-batches a step")
+    command.add_argument("--microbatches", type=count, metavar="M", help="micro-batches a step")
     command.add_argument("--steps", type=count, default=20, help="counted steps, after one warm-up step (20)")
     command.add_argument("--model", choices=list(ROWS), default="small", help="size of the GPT (small)")
     command.add_argument("--layers", type=count, help="number of blocks, instead of the preset's own")
@@ -52,6 +52,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, print what was measured, and give 1 when --check found a difference."""
+    for option in ("schedule", "microbatches"):
+        if getattr(options, option) is None:
+            raise CommandError(f"--{option} is missing; as in: {EXAMPLE}")
     more = special(options, options.schedule, Costs.uniform())
     schedule = build(options.schedule, options.pp, options.microbatches, options.chunks, **more)
     _refuse_what_is_not_there(options)
@@ -106,10 +109,10 @@ def _train(options: argparse.Namespace, schedule: Any) -> tuple["Run", float | N
         seed=options.seed,
         steps=options.steps,
     )
-    with tqdm(total=options.steps, unit="step", desc=schedule.name, file=sys.stderr, disable=None) as bar:
+    with tqdm(total=options.steps, unit="step", desc=schedule.name, file=sys.stderr, delay=2) as bar:
 
         def on_step(step: int, loss: float) -> None:
-            bar.set_postfix(loss=f"{loss:.3f}")
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update()
 
         result = train(
@@ -163,7 +166,7 @@ def _summary(result: "Run", difference: float | None) -> list[tuple[str, str]]:
     rows.append(("step", f"{1e3 * result.step_seconds:.1f} ms ({result.clock} time, median)"))
     for kind in BUBBLES:
         shown = [f"{percent(figures[kind])} {how}" for how, figures in bubbles.items() if figures]
-        rows.append((f"bubble {kind}", ", ".join(shown)))
+        rows.append((f"bubble {kind}", ", ".join(shown) + (" (median over the steps)" if kind == "step" else "")))
     if bubbles["formula"] is None:
         rows.append(("formula", "these values lie outside its domain"))
     peaks = " ".join(f"{peak / 2**20:.2f}" for peak in result.memory.peaks)

@@ -73,7 +73,7 @@ def build(name: str, ranks: int, microbatches: int, chunks: int | None = None, *
             ("two chunks", "leave it out") if fixed == 2 else ("one chunk", "leave it out, or take interleaved")
         )
         raise ValueError(f"{name} has {words} a rank: got chunks={chunks}; {remedy}")
-    refuse_too_many(ranks * fixed, microbatches)
+    refuse_too_many(ranks * fixed, microbatches, kinds_of(name))
     return GENERATORS[name](ranks, microbatches, **options)
 
 
@@ -84,6 +84,16 @@ def chunks_of(name: str) -> int | str:
     (1, 'any', 2)
     """
     return "any" if "chunks" in options_of(name) else GENERATORS[name](1, 1).stages
+
+
+def kinds_of(name: str) -> int:
+    """How many actions a stage has for a micro-batch: 2 with whole backwards (F and B), 3 with split ones.
+
+    >>> kinds_of("1f1b"), kinds_of("zb-h1")
+    (2, 3)
+    """
+    smallest = GENERATORS[name](1, 1)
+    return sum(1 for _ in smallest.actions()) // smallest.stages
 
 
 def options_of(name: str) -> tuple[str, ...]:

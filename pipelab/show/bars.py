@@ -127,8 +127,8 @@ def _entry(kind: str, late: int, legend: set[str], hatched: bool = True) -> dict
 
 def _labels(bars: list[Bar], length: Number) -> list[str] | None:
     """Letter and micro-batch where most of these bars have room for it, else the micro-batch or nothing."""
-    typical = sorted(bar.span.end - bar.span.start for bar in bars)[len(bars) // 2]
-    pixels = PIXELS * typical / length if length else 0
+    short = sorted(bar.span.end - bar.span.start for bar in bars)[len(bars) // 10]  # measured bars differ
+    pixels = PIXELS * short / length if length else 0
     digits = len(str(max(bar.action.microbatch for bar in bars)))
     for kind in (bars[0].action.kind, ""):
         if pixels >= 6 + 6 * len(kind) + 4.7 * digits:  # plotly's margin, and its smallest letter and digits
