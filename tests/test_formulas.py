@@ -38,7 +38,7 @@ def inside(name, P, M, V, F, I, W, hop):  # noqa: E741
     rounds = max(1, M // P)
     return {
         "interleaved": hop == 0 or (2 * hop <= Fraction(F + I + W, V) and (M % rounds == 0 or M // rounds + 1 >= V)),
-        "interleaved-zb": M >= P and W <= min(F, I) and hop == 0,
+        "interleaved-zb": M >= P and W <= F and W <= I and hop == 0,
         "zb-h2": M >= 2 * P - 1 and W <= F and 2 * W <= F + I and 2 * hop <= F + I - W,
         "zb-v": alike,
         "v-half": alike and P >= 3 and M >= 2 * P,
@@ -134,9 +134,7 @@ def test_many_chunks_in_uneven_rounds_are_outside_only_with_a_hop():
 
 
 def test_refusals_outside_the_domain_name_it():
-    with pytest.raises(
-        ValueError, match=r"hops of at most half the work of a chunk, 2 hop <= \(F\+B\)/V: got hop=1"
-    ):
+    with pytest.raises(ValueError, match=r"hops of at most half the work of a chunk, 2 hop <= \(F\+B\)/V: got hop=1"):
         formula("interleaved", "makespan", P=4, M=8, V=2, F=1, I=Fraction(1, 4), W=Fraction(1, 4), hop=1)
     with pytest.raises(ValueError, match="V at most 3, one more than the smallest: got P=2, M=7, V=4"):
         formula("interleaved", "span", P=2, M=7, V=4, hop=Fraction(1, 100))
@@ -147,10 +145,7 @@ def test_published_forms_are_special_cases(P, M):
     F, I, W, hop = 5, 4, 3, Fraction(1, 7)  # noqa: E741
     B, ideal = I + W, M * (5 + 4 + 3)
     question = {"P": P, "M": M, "F": F, "I": I, "W": W, "hop": hop}
-    assert (
-        formula("1f1b", "makespan", **question)
-        == (M + P - 1) * (F + B) + (2 * (P - 1) * (M // P + 1) - 2) * hop
-    )
+    assert formula("1f1b", "makespan", **question) == (M + P - 1) * (F + B) + (2 * (P - 1) * (M // P + 1) - 2) * hop
     for V in (2, 3, 4):
         published = ideal + Fraction(P - 1, V) * (F + B) + 2 * (P * V - 1) * hop
         assert formula("interleaved", "makespan", V=V, **question) == published
@@ -223,7 +218,12 @@ def test_results_are_exact_fractions_whatever_number_goes_in():
         ("gpipe", "span", {"hop": float("nan")}, "hop must be a time of at least 0: got nan"),
         ("gpipe", "span", {"W": float("inf")}, "W must be a time of at least 0: got inf"),
         ("gpipe", "span", {"I": "1"}, "I must be a time of at least 0: got '1'"),
-        ("gpipe", "span", {"rank": 0}, "span is of all ranks together; leave rank out, only peak_in_flight and peak_until_input take it"),
+        (
+            "gpipe",
+            "span",
+            {"rank": 0},
+            "span is of all ranks together; leave rank out, only peak_in_flight and peak_un",
+        ),
         ("gpipe", "peak_in_flight", {"rank": 4}, r"rank must be one of 0\.\.3: got 4"),
         ("gpipe", "peak_in_flight", {"rank": -1}, r"rank must be one of 0\.\.3: got -1"),
     ],

@@ -36,9 +36,7 @@ def group(module):
 def imports(path, only_at_the_top=False):
     """The dotted names that a file imports; `from pipelab import x` counts as pipelab.x."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    inner = {
-        id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.Lambda) for n in ast.walk(f)
-    }
+    inner = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.Lambda) for n in ast.walk(f)}
     for node in ast.walk(tree):
         if only_at_the_top and (id(node) in inner or is_for_types(node, tree)):
             continue
@@ -51,9 +49,7 @@ def imports(path, only_at_the_top=False):
 
 def is_for_types(node, tree):
     """Inside `if TYPE_CHECKING:`, which never runs."""
-    guards = [
-        n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test).endswith("TYPE_CHECKING")
-    ]
+    guards = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test).endswith("TYPE_CHECKING")]
     return any(node is inside for guard in guards for inside in ast.walk(guard))
 
 
@@ -72,9 +68,7 @@ def test_imports_stay_in_their_layer(name):
         assert not outside(top) and {group(module) for module in within(top)} <= {"plain"}
     elif group(name) == "plain":
         assert not outside(names), f"{path} belongs to the layers without torch: the standard library only"
-        assert {group(module) for module in within(names)} <= {"plain"}, (
-            f"{path}: or name the new module in PLAIN"
-        )
+        assert {group(module) for module in within(names)} <= {"plain"}, f"{path}: or name the new module in PLAIN"
     elif group(name) == "torch":
         assert outside(top) <= {"torch", "numpy"}, f"{path}: a GPU host may have nothing else"
         assert outside(names) <= {"torch", "numpy"} | OPTIONAL
@@ -82,9 +76,7 @@ def test_imports_stay_in_their_layer(name):
     else:
         assert outside(names) <= {"torch", "numpy"} | OPTIONAL | DRAWING
     if name != "__main__":
-        assert not (within(names) & {"cli", "labkit"}) - {name.split("/")[0]}, (
-            "nobody imports a face of the package"
-        )
+        assert not (within(names) & {"cli", "labkit"}) - {name.split("/")[0]}, "nobody imports a face of the package"
 
 
 def test_formulas_know_neither_the_generators_nor_the_simulator():

@@ -62,9 +62,7 @@ def test_one_dial_turns_naive_into_1f1b_and_into_gpipe():
 def test_zb_h1_is_never_longer_than_1f1b_and_holds_at_most_p_microbatches(costs):
     """For every work and hop; below M = P-1 too, where the published word has a negative count."""
     for P, M in COUNTS:
-        zero_bubble, one_f_one_b = (
-            simulate(build(name, P, M), Costs.uniform(*costs)) for name in ("zb-h1", "1f1b")
-        )
+        zero_bubble, one_f_one_b = (simulate(build(name, P, M), Costs.uniform(*costs)) for name in ("zb-h1", "1f1b"))
         assert zero_bubble.makespan <= one_f_one_b.makespan
         assert zero_bubble.span <= one_f_one_b.span
         assert zero_bubble.peak_in_flight == (min(P, M),) * P
@@ -106,9 +104,7 @@ def test_four_ranks_and_eight_microbatches_are_the_published_figure(name):
     def letter(action):
         if name != "interleaved":
             return f"{action.kind.lower()}{action.microbatch}"
-        return (
-            f"{'ab'[action.stage // 4] if action.kind == 'F' else 'AB'[action.stage // 4]}{action.microbatch}"
-        )
+        return f"{'ab'[action.stage // 4] if action.kind == 'F' else 'AB'[action.stage // 4]}{action.microbatch}"
 
     schedule = build(name, 4, 8, chunks=2 if name == "interleaved" else None)
     drawn = [" ".join(map(letter, row)) for row in schedule.rows]
@@ -145,9 +141,7 @@ def test_counts_that_are_no_counts_are_refused(count):
 
 @pytest.mark.parametrize("name, hint", [("1fb1", "1f1b"), ("zbh1", "zb-h1"), ("interleave", "interleaved")])
 def test_a_name_that_is_nearly_one_gets_a_hint(name, hint):
-    with pytest.raises(
-        ValueError, match=f"there is no schedule '{name}'; did you mean {hint}. the names are naive"
-    ):
+    with pytest.raises(ValueError, match=f"there is no schedule '{name}'; did you mean {hint}. the names are naive"):
         build(name, 4, 8)
 
 

@@ -121,9 +121,7 @@ def test_torch_reads_our_csv_and_finds_it_complete(name):
     for ranks, microbatches in [(1, 1), (2, 5), (4, 8), (4, 3)]:
         schedule = build(name, ranks, microbatches)
         lines = schedule.to_csv().splitlines()
-        rows = {
-            rank: [torch_action.from_str(cell) for cell in line.split(",")] for rank, line in enumerate(lines)
-        }
+        rows = {rank: [torch_action.from_str(cell) for cell in line.split(",")] for rank, line in enumerate(lines)}
         text = "\n".join(",".join(map(str, row)) for row in rows.values()) + "\n"
         assert text == schedule.to_csv()
         stage_to_rank = torch_validate(rows, ranks, schedule.stages, microbatches)
@@ -144,9 +142,7 @@ def test_torch_lowers_our_rows_to_the_same_messages():
     torch_action, add = private(SCHEDULES_PY, "_Action"), private(SCHEDULES_PY, "_add_send_recv")
     for name, V in [("gpipe", None), ("1f1b", None), ("interleaved", 2), ("zb-h1", None), ("zb-v", None)]:
         schedule = build(name, 3, 5, V)
-        rows = {
-            rank: [torch_action.from_str(word) for word in row] for rank, row in enumerate(our_rows(schedule))
-        }
+        rows = {rank: [torch_action.from_str(word) for word in row] for rank, row in enumerate(our_rows(schedule))}
         lowered = add(rows, schedule.placement.rank_of.__getitem__, schedule.stages)
         for rank, ours in enumerate(lower(schedule).rows):
             assert sorted(map(str, lowered[rank])) == sorted(map(str, ours))
