@@ -6,7 +6,6 @@ as its own computation took. Two cores then show the timeline of eight.
 
 import contextlib
 import ctypes
-import gc
 import os
 import threading
 import time
@@ -14,6 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
 import torch
+
+from pipelab.collector import collector_at_rest
 
 Result = TypeVar("Result")
 
@@ -117,17 +118,15 @@ def undisturbed() -> Iterator[None]:
     collector rests (one full collection takes as long as fifty actions); and glibc keeps the memory it is given back,
     which otherwise costs GPipe, the schedule that holds most, up to a fifth of its time in page faults, every step.
     """
-    threads, collecting = torch.get_num_threads(), gc.isenabled()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    gc.disable()
     _keep_freed_memory(2**30)
     try:
-        yield
+        with collector_at_rest():
+            yield
     finally:
         _keep_freed_memory(2**17)  # glibc's documented default
         torch.set_num_threads(threads)
-        if collecting:
-            gc.enable()
 
 
 def _keep_freed_memory(threshold: int) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from pipelab.action import Action, Element, Pair
+from pipelab.collector import collector_at_rest
 from pipelab.dependencies import GIVES, Value
 from pipelab.trace import Number, Span
 
@@ -66,12 +67,13 @@ def play(
     played: list[list[Span]] = [[] for _ in rows]
     waiting: dict[int, tuple[int, Action]] = {}
     ready = deque(range(len(rows)))
-    while ready:
-        rank = ready.popleft()
-        need = _advance(rank, rows[rank], nodes, played[rank], ready)
-        waiting.pop(rank, None)
-        if need is not None:
-            waiting[rank] = (len(played[rank]), need)
+    with collector_at_rest():
+        while ready:
+            rank = ready.popleft()
+            need = _advance(rank, rows[rank], nodes, played[rank], ready)
+            waiting.pop(rank, None)
+            if need is not None:
+                waiting[rank] = (len(played[rank]), need)
     if waiting:
         raise Stuck(dict(sorted(waiting.items())))
     return played
@@ -94,30 +96,52 @@ def _advance(
     rank: int, row: Sequence[Element], nodes: dict[str, _Nodes], played: list[Span], ready: deque[int]
 ) -> Action | None:
     """Play a rank until its row ends (None) or it must wait (gives what for); wake the ranks that waited for it."""
+    make, append = tuple.__new__, played.append  # this loop sets the pace of everything, so it is spelled out
     clock: Number = played[-1].end if played else 0
     for position in range(len(played), len(row)):
-        element = row[position]
-        actions: tuple[Any, ...] = element if type(element) is Pair else (element,)
-        start: Number = clock
-        length: Number = 0
-        waited: Action | None = None
-        for stage, kind, microbatch in actions:
-            duration, _, _, inputs = nodes[kind][stage]
-            length += duration
-            for ends, givers, latency, value in inputs:
-                arrival = ends[microbatch]
-                if arrival is None:
-                    givers[microbatch] = rank
-                    return Action(*value, microbatch)
-                arrival += latency
-                if arrival > start:
-                    start, waited = arrival, givers[microbatch]
-        clock = start + length
-        for action in actions:
-            stage, kind, microbatch = action
-            _, ends, givers, _ = nodes[kind][stage]
-            waiter, givers[microbatch], ends[microbatch] = givers[microbatch], action, clock
-            if waiter.__class__ is int:
-                ready.append(waiter)
-        played.append(Span(rank, "compute", element, start, clock, waited))
+        element: Any = row[position]
+        if type(element) is Pair:
+            outcome = _overlap(rank, element, clock, nodes, ready)
+            if type(outcome) is Action:
+                return outcome
+            clock = outcome[4]
+            append(outcome)
+            continue
+        stage, kind, microbatch = element
+        duration, own_ends, own_givers, inputs = nodes[kind][stage]
+        start, waited = clock, None
+        for ends, givers, latency, value in inputs:
+            arrival = ends[microbatch]
+            if arrival is None:
+                givers[microbatch] = rank
+                return Action(*value, microbatch)
+            arrival += latency
+            if arrival > start:
+                start, waited = arrival, givers[microbatch]
+        waiter = own_givers[microbatch]
+        own_ends[microbatch] = clock = start + duration
+        own_givers[microbatch] = element
+        if waiter.__class__ is int:
+            ready.append(waiter)
+        append(make(Span, (rank, "compute", element, start, clock, waited)))
     return None
+
+
+def _overlap(rank: int, pair: Pair, clock: Number, nodes: dict[str, _Nodes], ready: deque[int]) -> Any:
+    """Play two actions in one slot, which starts when both can and ends both. Gives its span, or what it waits for."""
+    start, waited = clock, None
+    own = [nodes[kind][stage] for stage, kind, _ in pair]
+    for (_, _, microbatch), node in zip(pair, own, strict=True):
+        for ends, givers, latency, value in node.inputs:
+            if ends[microbatch] is None:
+                givers[microbatch] = rank
+                return Action(*value, microbatch)
+            if ends[microbatch] + latency > start:
+                start, waited = ends[microbatch] + latency, givers[microbatch]
+    end = start + sum(node.duration for node in own)
+    for action, node in zip(pair, own, strict=True):
+        waiter, node.givers[action.microbatch] = node.givers[action.microbatch], action
+        node.ends[action.microbatch] = end
+        if waiter.__class__ is int:
+            ready.append(waiter)
+    return Span(rank, "compute", pair, start, end, waited)

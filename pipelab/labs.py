@@ -5,6 +5,7 @@ left as they were.
 """
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+FOLDER = Path(__file__).resolve().parent.parent / "labs"
 CELL_TIMEOUT = 300
 
 
@@ -35,8 +37,7 @@ def find_labs(only: str | None = None) -> list[Path]:
 
     Raises ValueError when there is none, naming those that there are.
     """
-    folder = Path(__file__).resolve().parent.parent / "labs"
-    labs = sorted(folder.glob("[0-9]*.ipynb"))
+    labs = sorted(FOLDER.glob("[0-9]*.ipynb"))
     chosen = [lab for lab in labs if only is None or lab.name.startswith(only)]
     if not labs:
         raise ValueError("the labs are not beside the package; run from a clone of the project")
@@ -73,6 +74,7 @@ def run_lab(lab: Path, copy: Path, parameters: Mapping[str, Any], *, html: bool 
             papermill.execute_notebook(
                 str(lab), str(copy), own, kernel_name="python3", cwd=str(copy.parent), progress_bar=False,
                 store_widget_state=False, execution_timeout=CELL_TIMEOUT,
+                extra_arguments=["--log-level=CRITICAL"],  # else kernels report encryption and shutdown
             )  # fmt: skip
         except papermill.PapermillExecutionError as failure:
             error = f"cell {failure.exec_count}: {failure.ename}: {failure.evalue}"
@@ -99,11 +101,16 @@ def run_labs(
 
 
 def _to_html(notebook: Path) -> str:
+    """A page that works offline: nbconvert and plotly would fetch scripts for formulas, which the labs do not have."""
     from nbconvert import HTMLExporter
 
+    from pipelab.show.report import NOTHING_IS_FETCHED
+
     with _quiet():
-        body, _ = HTMLExporter().from_filename(str(notebook))
-    return str(body)
+        page, _ = HTMLExporter(embed_images=True).from_filename(str(notebook))
+    page = re.sub(r'<script\b[^>]*\bsrc="https?:[^>]*>\s*</script>', "", page)
+    policy = f'<meta http-equiv="Content-Security-Policy" content="{NOTHING_IS_FETCHED}">'
+    return str(page.replace("<head>", f"<head>{policy}", 1))
 
 
 @contextmanager

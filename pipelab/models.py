@@ -54,8 +54,8 @@ class GPTConfig:
 
 
 PRESETS: dict[str, GPTConfig] = {
-    "tiny": GPTConfig(vocabulary=256, width=32, heads=2, layers=8, context=16),
-    "small": GPTConfig(vocabulary=256, width=192, heads=4, layers=8, context=64),
+    "tiny": GPTConfig(vocabulary=256, width=32, heads=2, layers=16, context=16),
+    "small": GPTConfig(vocabulary=256, width=128, heads=4, layers=16, context=64),
     "gpt2": GPTConfig(vocabulary=50257, width=768, heads=12, layers=12, context=1024),
 }
 
@@ -171,7 +171,7 @@ class GPT(nn.Sequential):
 
     >>> model = GPT(PRESETS["tiny"])
     >>> len(model), type(model[0]).__name__, type(model[-1]).__name__
-    (10, 'Embedding', 'Head')
+    (18, 'Embedding', 'Head')
     >>> next(name for name, _ in model[3:].named_parameters() if "qkv" in name)  # a slice keeps the names
     '3.attention.qkv.weight'
     """

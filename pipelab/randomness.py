@@ -33,7 +33,7 @@ class Randomness:
             return layer(x)
         devices = [x.device] if x.is_cuda else []
         with _GENERATOR, torch.random.fork_rng(devices=devices):
-            torch.manual_seed(_key(self.seed, step, name, microbatch))
+            _seed(_key(self.seed, step, name, microbatch), devices)
             before = _states(devices)
             y = layer(x)
             self._draws[name] = any(not torch.equal(*pair) for pair in zip(before, _states(devices), strict=True))
@@ -43,6 +43,13 @@ class Randomness:
 def _key(seed: int, step: int, layer: str, microbatch: int) -> int:
     digest = hashlib.blake2b(f"{seed}/{step}/{layer}/{microbatch}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "big")
+
+
+def _seed(key: int, devices: list[torch.device]) -> None:
+    # torch.manual_seed would also seed the devices that are not ours, and leave them so.
+    torch.default_generator.manual_seed(key)
+    for device in devices:
+        torch.cuda.default_generators[device.index].manual_seed(key)
 
 
 def _states(devices: list[torch.device]) -> list[Tensor]:

@@ -163,10 +163,12 @@ def stagger(*streams: tuple[Sequence[Letter], int]) -> list[Letter]:
     >>> "".join(kind for _, kind in stagger(([f] * 3, 0), ([b] * 3, 1)))
     'FFBFBB'
     """
-    slots = max(delay + len(letters) for letters, delay in streams)
-    return [
-        letters[slot - delay] for slot in range(slots) for letters, delay in streams if 0 <= slot - delay < len(letters)
+    timed = [
+        (delay + place, turn, letter)
+        for turn, (letters, delay) in enumerate(streams)
+        for place, letter in enumerate(letters)
     ]
+    return [letter for _, _, letter in sorted(timed)]
 
 
 def _counted(word: Word) -> Iterator[Element]:

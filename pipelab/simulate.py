@@ -9,14 +9,16 @@ from fractions import Fraction
 from itertools import chain
 from math import lcm
 from numbers import Rational
+from typing import Any
 
 from pipelab.action import Action, Element, parts
+from pipelab.collector import collector_at_rest
 from pipelab.costs import Costs, Durations
 from pipelab.dependencies import GIVES, dataflow
-from pipelab.engine import Inputs, Stuck, play
+from pipelab.engine import Inputs, play
 from pipelab.lower import CARRIES, RECEIVED_FROM, Program, message_flow
 from pipelab.schedule import Schedule
-from pipelab.trace import Number, Span, Trace, plain
+from pipelab.trace import Number, Span, Trace
 from pipelab.validate import validate
 
 
@@ -29,6 +31,7 @@ def simulate(schedule: Schedule, costs: Costs) -> Trace:
     >>> simulate(build("gpipe", ranks=4, microbatches=8), Costs.uniform(F=1, I=1, W=1)).makespan
     33
     """
+    validate(schedule)
     rank_of = schedule.placement.rank_of
     inputs = {
         (stage, kind): [
@@ -36,11 +39,7 @@ def simulate(schedule: Schedule, costs: Costs) -> Trace:
         ]
         for (stage, kind), sources in dataflow(schedule.stages).items()
     }
-    try:
-        rows = _play_in_ticks(schedule.rows, inputs, costs.durations(schedule.placement), schedule.microbatches)
-    except Stuck:
-        validate(schedule)
-        raise
+    rows = _play_in_ticks(schedule.rows, inputs, costs.durations(schedule.placement), schedule.microbatches)
     return Trace(schedule.name, "simulated", schedule.placement.chunks_per_rank(), tuple(chain(*rows)))
 
 
@@ -87,6 +86,7 @@ def _in_lanes(row: list[Span], givers: Mapping[Action, Action], costs: Costs) ->
         clock = span.end
 
 
+@collector_at_rest()
 def _play_in_ticks(
     rows: Sequence[Sequence[Element]], inputs: Inputs, durations: Durations, microbatches: int
 ) -> list[list[Span]]:
@@ -100,16 +100,20 @@ def _play_in_ticks(
     whole = Durations({value: int(time * ticks) for value, time in durations.items()})
     delays = {value: [(need, int(delay * ticks)) for need, delay in needed] for value, needed in inputs.items()}
     played = play(rows, delays, whole, microbatches)
-    exact = _Exact(ticks)
-    return [[Span(s[0], s[1], s[2], exact[s[3]], exact[s[4]], s[5]) for s in row] for row in played]
+    exact: Any = _Exact(ticks)
+    make: Any = tuple.__new__  # as in the engine: a span a microsecond
+    return [
+        [make(Span, (r, lane, a, exact[start], exact[end], w)) for r, lane, a, start, end, w in row] for row in played
+    ]
 
 
-class _Exact(dict[Number, Number]):
+class _Exact(dict[int, Number]):
     """From ticks to time, each converted once."""
 
     def __init__(self, ticks: int) -> None:
         self._ticks = ticks
 
-    def __missing__(self, tick: Number) -> Number:
-        self[tick] = time = plain(Fraction(tick) / self._ticks)
+    def __missing__(self, tick: int) -> Number:
+        whole, rest = divmod(tick, self._ticks)
+        self[tick] = time = Fraction(tick, self._ticks) if rest else whole
         return time

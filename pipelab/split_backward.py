@@ -81,7 +81,7 @@ def pay(waiting: Waiting) -> None:
     sums: dict[Tensor, Tensor] = {}
     while waiting:
         linear, x, grad = waiting.pop(0)
-        rows, columns = grad.tensor.flatten(0, -2), x.tensor.flatten(0, -2)
+        rows, columns = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (grad.tensor, x.tensor))
         if linear.weight.requires_grad:
             _add(sums, linear.weight, rows.t() @ columns)
         if linear.bias is not None and linear.bias.requires_grad:
@@ -100,7 +100,8 @@ def _add(sums: dict[Tensor, Tensor], parameter: Tensor, gradient: Tensor) -> Non
 
 
 def _deferrable(module: nn.Linear) -> bool:
-    """A plain Linear that owns its weight; subclasses and parametrised weights keep autograd's own backward."""
+    """A plain Linear that owns its weight; subclasses, parametrised and hooked weights keep autograd's own backward."""
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
-    return isinstance(module._parameters.get("weight"), nn.Parameter) and module.weight.requires_grad
+    own = isinstance(module._parameters.get("weight"), nn.Parameter) and module.weight.requires_grad
+    return own and not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in module.parameters())

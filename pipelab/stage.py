@@ -75,6 +75,8 @@ class Stage:
         kept = self._kept[microbatch]
         assert kept.input is not None
         x, end = kept.input.tensor, kept.end
+        if self.deferred is not None:
+            self.deferred.waiting = kept.waiting  # for layers that recompute their forward
         if end is not None:
             torch.autograd.backward(end, gradient)
         kept.input = kept.end = None  # from here on only the products that were put off are needed

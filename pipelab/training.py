@@ -14,17 +14,13 @@ from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import lower
 from pipelab.memory import Memory
 from pipelab.mesh import Mesh
+from pipelab.optimizer import Optimizer, adamw
 from pipelab.run import Run
 from pipelab.schedule import Schedule
 from pipelab.trace import Trace, median_trace
 from pipelab.validate import validate
-from pipelab.virtual_ranks import Optimizer, VirtualRanks
+from pipelab.virtual_ranks import VirtualRanks
 from pipelab.worker import Record
-
-
-def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW with learning rate 1e-3, the default of `train`."""
-    return torch.optim.AdamW(parameters, lr=1e-3)
 
 
 def train(

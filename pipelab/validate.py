@@ -5,6 +5,7 @@ Read next: `formulas` (what theory says of it) or `simulate` (how long it takes)
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 
 from pipelab.action import Action, B, F, I, W
 from pipelab.dependencies import GIVES, dataflow, needs
@@ -24,10 +25,18 @@ def validate(schedule: Schedule) -> Schedule:
     Traceback (most recent call last):
     pipelab.schedule.ScheduleError: rank 0, position 0: 0B0 is out of order: it needs 0F0, which comes at position 1 ...
     """
+    if "_valid" in vars(schedule):
+        return schedule
     for check in (_misplaced, _incomplete, _out_of_order, _deadlocked):
-        found = list(check(schedule))
+        found = list(islice(check(schedule), MOST_REASONS + 1))
         if found:
             raise _error(schedule, found)
+    return declare_valid(schedule)
+
+
+def declare_valid(schedule: Schedule) -> Schedule:
+    """Remember of this very value, which never changes, that it is valid: checked, or built by a proven generator."""
+    vars(schedule)["_valid"] = True
     return schedule
 
 
@@ -137,7 +146,7 @@ def _written(schedule: Schedule) -> dict[Action, tuple[int, int, Action]]:
 def _error(schedule: Schedule, found: list[Finding]) -> ScheduleError:
     reasons = [sentence for sentence, _, _ in found]
     if len(reasons) > MOST_REASONS:
-        reasons[MOST_REASONS:] = [f"... and {len(reasons) - MOST_REASONS} more of this kind"]
+        reasons[MOST_REASONS:] = ["... and more of this kind"]
     first_on_rank = reversed(found[:MOST_REASONS])  # the later entry of a dict wins
     marks = {rank: position for _, rank, position in first_on_rank if rank is not None and position is not None}
     return ScheduleError(reasons, grid(schedule, marks))

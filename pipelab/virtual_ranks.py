@@ -4,7 +4,7 @@ Read next: `worker` (what a rank does), `stage` (what it does it with).
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 
@@ -17,15 +17,13 @@ from pipelab.costs import Link
 from pipelab.loss import Loss, count_targets
 from pipelab.lower import Program
 from pipelab.memory import ActivationMeter
+from pipelab.optimizer import Optimizer
 from pipelab.partition import cut
 from pipelab.randomness import Randomness
 from pipelab.stage import Stage
 from pipelab.transport import Aborted
 from pipelab.transport.memory import Mailboxes
 from pipelab.worker import Microbatches, Record, Worker, split_batch
-
-Optimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-"""Makes the optimizer of one rank from its parameters."""
 
 
 class RunError(RuntimeError):
@@ -74,8 +72,8 @@ class VirtualRanks:
         """One step whose gradients and buffers are thrown away: first calls are slow and would be read as bubbles."""
         before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         self._run(batch)
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(before[name])
+        for name, buffer in before.items():  # not those that a first forward makes, such as a cache of positions
+            self.model.get_buffer(name).copy_(buffer)
 
     def step(self, batch: Microbatches) -> list[Record]:
         """Gradients of all micro-batches, then one step of every rank's optimizer."""

@@ -59,7 +59,8 @@ class Worker:
         self.meter = meter
         self.link = link
         self.at: Element | None = None
-        self._values: dict[Action, tuple[Held, Action]] = {}
+        self._values: dict[Action, tuple[Tensor, Action, Held | None]] = {}
+        self._sent = {(s.stage, CARRIES[s.kind]) for e in program.rows[rank] for s in parts(e) if s.kind in CARRIES}
         self._compute: dict[str, Callable[[Action, Microbatches, Record], Tensor | None]] = {
             F: self._forward,
             B: self._backward,
@@ -92,7 +93,8 @@ class Worker:
         for action, output in zip(parts(element), outputs, strict=True):
             if output is not None:
                 given = Action(action.stage, GIVES.get(action.kind, action.kind), action.microbatch)
-                self._values[given] = self.meter.hold(output), action
+                stays = action.kind == F and (action.stage, F) not in self._sent
+                self._values[given] = output, action, self.meter.hold(output) if stays else None
         del outputs
         record.spans.append(Span(self.rank, "compute", element, start, end, waited))
         record.curve += [(start, self.meter.restart_peak()), (end, self.meter.live)]
@@ -103,14 +105,14 @@ class Worker:
         tensor, arrival, giver = self.transport.receive(send)
         self.clock.wait_until(arrival)
         ended = self.clock.now
-        self._values[Action(send.stage, CARRIES[send.kind], send.microbatch)] = self.meter.hold(tensor), giver
+        self._values[Action(send.stage, CARRIES[send.kind], send.microbatch)] = tensor, giver, None
         waited = giver if arrival > began else None
         record.spans.append(Span(self.rank, "recv", step, began, ended, waited))
         return waited
 
     def _send(self, step: Action, record: Record) -> None:
-        held, giver = self._values.pop(Action(step.stage, CARRIES[step.kind], step.microbatch))
-        tensor = held.tensor.contiguous()
+        tensor, giver, _ = self._values.pop(Action(step.stage, CARRIES[step.kind], step.microbatch))
+        tensor = tensor.contiguous()
         departure = self.clock.now
         arrival = departure + self.link.seconds(tensor.nbytes)
         record.spans.append(Span(self.rank, "send", step, departure, arrival))
@@ -118,8 +120,7 @@ class Worker:
 
     def _input(self, action: Action, source: Value) -> Tensor:
         """The value that another stage gave for this action; it is this action's alone, so it is let go here."""
-        held, _ = self._values.pop(Action(*source, action.microbatch))
-        return held.tensor
+        return self._values.pop(Action(*source, action.microbatch))[0]
 
     def _forward(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
         stage, microbatch = self.stages[action.stage], action.microbatch

@@ -88,9 +88,7 @@ def test_best_loss_of_windows_falls_towards_that_of_whole_sentences():
     seed=st.integers(0, 2**40),
     k=st.integers(0, 10**6),
 )
-def test_a_batch_is_windows_of_the_text_and_the_same_windows_one_byte_later(
-    text, microbatches, rows, context, seed, k
-):
+def test_a_batch_is_windows_of_the_text_and_the_same_windows_one_byte_later(text, microbatches, rows, context, seed, k):
     batches = Batches(text=text, microbatches=microbatches, rows=rows, context=context, seed=seed)
     inputs, targets = batches[k]
     assert inputs.shape == targets.shape == (microbatches * rows, context)

@@ -21,7 +21,7 @@ PLAIN = {
     "formulas",
     "costs",
 }
-PLAIN |= {"search", "planner", "lower", "engine", "simulate", "trace"}
+PLAIN |= {"collector", "search", "planner", "lower", "engine", "simulate", "trace"}
 FACES = {"show", "cli", "labs", "labkit", "bench", "doctor", "__main__"}
 OPTIONAL = {"cloudpickle", "safetensors", "tqdm"}  # only where they are used
 DRAWING = {"plotly", "ipywidgets", "anywidget", "papermill", "nbformat", "nbconvert", "IPython"}

@@ -15,14 +15,14 @@ def tokens(rows: int = 2, length: int = 16) -> torch.Tensor:
 
 def test_children_are_embedding_blocks_and_head():
     model = build_model("tiny")
-    assert [type(layer) for layer in model] == [Embedding, *[Block] * 8, Head]
+    assert [type(layer) for layer in model] == [Embedding, *[Block] * 16, Head]
     assert "3.attention.qkv.weight" in dict(model.named_parameters())
 
 
 @pytest.mark.parametrize("name", ["tiny", "small"])
-def test_learning_presets_take_bytes_and_can_be_cut_into_eight_stages(name):
+def test_learning_presets_take_bytes_and_can_be_cut_into_sixteen_stages(name):
     assert PRESETS[name].vocabulary == 256
-    assert len(build_model(name)) >= 8
+    assert len(build_model(name)) >= 16
 
 
 def test_gpt2_preset_has_the_parameters_of_gpt2_small_plus_an_untied_head():

@@ -47,8 +47,8 @@ def test_the_slices_in_a_row_are_the_model(stages):
     assert torch.equal(y, model(x))
 
 
-@pytest.mark.parametrize(("stages", "blocks"), [(2, [4, 4]), (3, [3, 3, 2]), (4, [2, 2, 2, 2]), (8, [1] * 8)])
-def test_eight_equal_blocks_are_shared_evenly_and_earlier_stages_take_the_rest(stages, blocks):
+@pytest.mark.parametrize(("stages", "blocks"), [(2, [8, 8]), (3, [6, 5, 5]), (4, [4] * 4), (8, [2] * 8)])
+def test_sixteen_equal_blocks_are_shared_evenly_and_earlier_stages_take_the_rest(stages, blocks):
     for name in ("tiny", "small"):
         parts = cut(build_model(name), stages)
         assert [sum(type(layer).__name__ == "Block" for layer in part) for part in parts] == blocks

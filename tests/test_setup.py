@@ -28,9 +28,7 @@ def test_torch_that_fits_is_kept(version):
     assert install.fits(version)
 
 
-@pytest.mark.parametrize(
-    "version", ["2.10.1", "1.13.1", "2.11.0a0+nv", "2.11.0.dev20260101", "", None, "broken"]
-)
+@pytest.mark.parametrize("version", ["2.10.1", "1.13.1", "2.11.0a0+nv", "2.11.0.dev20260101", "", None, "broken"])
 def test_torch_that_does_not_fit_is_not(version):
     assert not install.fits(version)
 
@@ -108,9 +106,7 @@ def test_cpu_machine_whose_pip_would_bring_cuda_fetches_uv(monkeypatch, tmp_path
 
 
 def test_cpu_machine_that_reaches_no_cpu_build_says_so_and_installs_nothing(monkeypatch, tmp_path):
-    machine = Machine(
-        monkeypatch, tmp_path, brings=("torch", "triton"), uv="/bin/uv", fails=("--torch-backend=cpu",)
-    )
+    machine = Machine(monkeypatch, tmp_path, brings=("torch", "triton"), uv="/bin/uv", fails=("--torch-backend=cpu",))
     with pytest.raises(install.SetupError, match=r"no GPU here, .* out of reach"):
         install.install_torch()
     assert len(machine.ran) == 2

@@ -42,9 +42,7 @@ def replayed(schedule, work, hop):
             if at[rank] == len(row):
                 continue
             element = row[at[rank]]
-            arrivals = [
-                arrival(ready, need, rank, hop) for a in flat(element) for need in wanted(a, schedule.stages)
-            ]
+            arrivals = [arrival(ready, need, rank, hop) for a in flat(element) for need in wanted(a, schedule.stages)]
             if None in arrivals:
                 continue
             start = max([free[rank], *arrivals])
@@ -76,11 +74,7 @@ def arrival(ready, need, rank, hop):
 
 
 def by_element(trace):
-    return {
-        (span.rank, str(span.action)): (span.start, span.end)
-        for span in trace.spans
-        if span.lane == "compute"
-    }
+    return {(span.rank, str(span.action)): (span.start, span.end) for span in trace.spans if span.lane == "compute"}
 
 
 def assert_three_simulators_agree(schedule, F, I, W, hop):  # noqa: E741
@@ -218,9 +212,7 @@ def test_a_trace_survives_json(hop):
     ],
 )
 def test_json_that_is_no_trace_is_refused_in_a_sentence(text):
-    with pytest.raises(
-        ValueError, match=r"this is not a pipelab trace .*; write one with Trace\.to_json\(\)"
-    ):
+    with pytest.raises(ValueError, match=r"this is not a pipelab trace .*; write one with Trace\.to_json\(\)"):
         Trace.from_json(text)
 
 
@@ -252,27 +244,19 @@ def test_measured_costs_of_a_simulated_program_are_the_costs(name):
     measured, true = Costs.measured(trace).durations(schedule.placement), costs.durations(schedule.placement)
     kinds = "FIW" if name == "zb-h1" else "FB"
     assert all(measured[stage, kind] == true[stage, kind] for stage in stages for kind in kinds)
-    replay = simulate(
-        schedule, Costs.measured([trace, trace])
-    )  # a median of two equal numbers may be a float
-    assert [span.action for span in replay.spans] == [
-        span.action for span in trace.spans if span.lane == "compute"
-    ]
+    replay = simulate(schedule, Costs.measured([trace, trace]))  # a median of two equal numbers may be a float
+    assert [span.action for span in replay.spans] == [span.action for span in trace.spans if span.lane == "compute"]
     assert float(replay.makespan) == pytest.approx(float(trace.makespan), rel=1e-12)
     no_messages = Costs.measured(simulate(schedule, costs))  # its messages are edges: no flight is seen
     assert simulate(schedule, no_messages).makespan < trace.makespan
 
 
 def test_measured_takes_the_median_and_knows_only_what_it_saw():
-    spans = [
-        Span(0, "compute", Action(0, "F", m), 10 * m, 10 * m + length) for m, length in enumerate([1, 9, 2])
-    ]
+    spans = [Span(0, "compute", Action(0, "F", m), 10 * m, 10 * m + length) for m, length in enumerate([1, 9, 2])]
     backward = Span(0, "compute", Action(0, "B", 0), 30, 34)
     costs = Costs.measured(Trace("t", "wall", (1,), (*spans, backward)))
     assert simulate(build("1f1b", 1, 4), costs).makespan == 4 * (2 + 4)
-    with pytest.raises(
-        ValueError, match="these costs say nothing of I on stage 0, only of B, F; measure them"
-    ):
+    with pytest.raises(ValueError, match="these costs say nothing of I on stage 0, only of B, F; measure them"):
         simulate(build("zb-h1", 1, 4), costs)
     with pytest.raises(ValueError, match="this trace has no compute spans"):
         Costs.measured(Trace("t", "wall", (1,), ()))
@@ -299,9 +283,7 @@ def test_costs_that_do_not_fit_are_refused_in_a_sentence():
         Link(bytes_per_second=0)
 
 
-@pytest.mark.parametrize(
-    "text", ["0B0 0F0", "0F0 0B0 0F1 0B1\n1F0 1F1 1B0 1B1", "0F0 0F1+0B1 0B0\n1F0 1B0 1F1 1B1"]
-)
+@pytest.mark.parametrize("text", ["0B0 0F0", "0F0 0B0 0F1 0B1\n1F0 1F1 1B0 1B1", "0F0 0F1+0B1 0B0\n1F0 1B0 1F1 1B1"])
 def test_a_schedule_that_cannot_run_is_refused_with_the_reasons_of_validate(text):
     schedule = Schedule.from_text(text)
     with pytest.raises(ScheduleError) as expected:

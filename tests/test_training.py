@@ -14,7 +14,7 @@ from pipelab.loss import IGNORED
 from pipelab.models import GPT, GPTConfig
 from pipelab.reference import train_uncut
 from pipelab.schedules import chunks_of
-from pipelab.training import adamw, train
+from pipelab.training import train
 from pipelab.virtual_ranks import RunError
 
 CONFIG = GPTConfig(vocabulary=17, width=8, heads=2, layers=22, context=5, dropout=0.1)
@@ -68,7 +68,7 @@ def uncut():
     def reference(microbatches: int, config: GPTConfig = CONFIG) -> tuple[list[float], GPT]:
         if (microbatches, config) not in known:
             model = gpt(config)
-            losses = train_uncut(model, text_batches(), microbatches, adamw(list(model.parameters())), seed=7)
+            losses = train_uncut(model, text_batches(), microbatches, seed=7)
             known[microbatches, config] = losses, model
         return known[microbatches, config]
 
@@ -138,10 +138,12 @@ def test_a_schedule_that_adds_gradients_in_another_order_is_equal_to_rounding(un
 def test_several_steps_with_adamw_stay_bit_equal():
     model, reference = gpt(), gpt()
     batches = text_batches(steps=3)
-    losses = train_uncut(reference, batches, 4, adamw(list(reference.parameters())), seed=3)
+    losses = train_uncut(reference, batches, 4, seed=3)
     run = train(model, batches, pl.build("zb-h1", 3, 4), seed=3)
     assert run.losses == losses
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), reference.parameters()))
+    assert all(
+        torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True)
+    )
     assert set(run.parameters()) == {name for name, _ in reference.named_parameters()}
 
 
@@ -150,7 +152,7 @@ def test_the_two_linear_model_of_the_manual_split_tutorial_trains():
     model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 2)).double()
     reference = copy.deepcopy(model)
     batch = torch.randn(8, 6).double(), torch.randn(8, 2).double()
-    losses = train_uncut(reference, [batch], 3, adamw(list(reference.parameters())), loss=functional.mse_loss)
+    losses = train_uncut(reference, [batch], 3, loss=functional.mse_loss)
     for name in ("gpipe", "zb-h1"):
         ours = copy.deepcopy(model)
         run = train(ours, [batch], pl.build(name, 2, 3), loss=functional.mse_loss)
@@ -164,7 +166,7 @@ def test_stages_without_parameters_and_batch_norm_train():
     model = nn.Sequential(*layers).double()
     reference = copy.deepcopy(model)
     batch = torch.randn(8, 3, 4).double(), torch.randint(3, (8,))
-    train_uncut(reference, [batch], 2, adamw(list(reference.parameters())))
+    train_uncut(reference, [batch], 2)
     train(model, [batch], pl.build("1f1b", 5, 2))
     for (name, ours), theirs in zip(model.state_dict().items(), reference.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name

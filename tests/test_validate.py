@@ -40,10 +40,7 @@ def is_legal(schedule):
         moved = False
         for rank, row in enumerate(rows):
             if at[rank] < len(row) and all(runnable(action, have, last) for action in flat(row[at[rank]])):
-                have |= {
-                    ("gradient" if a.kind in "BI" else a.kind, a.stage, a.microbatch)
-                    for a in flat(row[at[rank]])
-                }
+                have |= {("gradient" if a.kind in "BI" else a.kind, a.stage, a.microbatch) for a in flat(row[at[rank]])}
                 at[rank] += 1
                 moved = True
     return all(position == len(row) for position, row in zip(at, rows, strict=True))
@@ -145,9 +142,7 @@ def assert_on_a_cycle(schedule, reasons):
 def runnable_pair(waiting, missing):
     """Could these actions run if nothing but `missing` were absent? By naming all that they could need."""
     actions = [Action.parse(word) for word in waiting.split("+")]
-    absent = {
-        ("gradient" if a.kind in "BI" else a.kind, a.stage, a.microbatch) for a in map(Action.parse, missing)
-    }
+    absent = {("gradient" if a.kind in "BI" else a.kind, a.stage, a.microbatch) for a in map(Action.parse, missing)}
     have = {(kind, s, m) for kind in ("F", "gradient") for s in range(9) for m in range(20)} - absent
     return all(runnable(action, have, 8) for action in actions)
 
@@ -243,12 +238,8 @@ def test_a_schedule_that_names_what_is_not_there_is_refused():
             validate(Schedule("hand-made", Placement.loop(ranks, stages // ranks), microbatches, rows))
         return error.value.reasons
 
-    assert refused(["0F0 0B0 1F0"]) == [
-        "rank 0, position 2: 1F0 names a stage that is not there; the stages are 0..0"
-    ]
-    assert refused(["0F0 0B1"]) == [
-        "rank 0, position 1: 0B1 names a micro-batch that is not there; they are 0..0"
-    ]
+    assert refused(["0F0 0B0 1F0"]) == ["rank 0, position 2: 1F0 names a stage that is not there; the stages are 0..0"]
+    assert refused(["0F0 0B1"]) == ["rank 0, position 1: 0B1 names a micro-batch that is not there; they are 0..0"]
     assert refused(["0F0 0B0 0SEND_F0"]) == [
         "rank 0, position 2: 0SEND_F0 is not compute work; a schedule holds F, B, I and W only"
     ]
@@ -265,12 +256,12 @@ def test_a_deadlock_across_four_ranks_names_a_cycle_and_not_the_ranks_that_only_
     assert sorted(int(A_PLACE.search(reason)[1]) for reason in refused.value.reasons) == [2, 3]
 
 
-def test_long_lists_of_reasons_are_cut_and_counted():
+def test_long_lists_of_reasons_are_cut():
     schedule = replace(build("gpipe", 4, 64), rows=((),) * 4)
     with pytest.raises(ScheduleError) as refused:
         validate(schedule)
     assert len(refused.value.reasons) == MOST_REASONS + 1
-    assert refused.value.reasons[-1] == f"... and {4 * 64 - MOST_REASONS} more of this kind"
+    assert refused.value.reasons[-1] == "... and more of this kind"
 
 
 def test_the_grid_marks_the_place_and_shows_what_is_around_it():

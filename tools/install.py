@@ -164,6 +164,13 @@ def make_ready(extra: str) -> None:
         sys.exit("\npipelab: interrupted; run this again to go on")
 
 
+def silence_news() -> None:
+    """JupyterLab would ask, over the first figure, whether to fetch its news; here nothing is fetched."""
+    settings = VENV / "etc" / "jupyter" / "labconfig" / "page_config.json"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text('{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}\n')
+
+
 def ready(extra: str) -> bool:
     """Has nothing changed since the last set-up? Starts no process."""
     if not (PYTHON.exists() and STAMP.is_file()):
@@ -189,6 +196,7 @@ def set_up(extra: str) -> None:
         torch = install_torch()
     extras = ["test"] if extra == "test" else ["test", extra]
     install_rest(torch, extras)
+    silence_news()
     STAMP.write_text(f"{fingerprint()} {' '.join(extras)}\n")
 
 

@@ -9,10 +9,17 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from pipelab.cli import labs, schedules, simulate, train
+from pipelab.cli import bench, export, labs, schedules, simulate, train
 from pipelab.cli.parser import CommandError, Parser
 
-COMMANDS = {"schedules": schedules, "simulate": simulate, "train": train, "labs": labs}
+COMMANDS = {
+    "schedules": schedules,
+    "simulate": simulate,
+    "train": train,
+    "labs": labs,
+    "export": export,
+    "bench": bench,
+}
 
 
 def build_parser() -> Parser:

@@ -4,14 +4,14 @@ A file has one line a rank, actions separated by blanks, as in: 0F0 0F1 0B0 0B1
 """
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from pipelab.cli.parser import CommandError, add_json, count, duration, percent, print_json
+from pipelab.cli.parser import add_json, duration, percent, print_json
+from pipelab.cli.progress import elapsed
+from pipelab.cli.shape import add_shape, asked_schedule
 from pipelab.costs import Costs
 from pipelab.formulas import formula
 from pipelab.schedule import Schedule
-from pipelab.schedules import SCHEDULES, build
 from pipelab.simulate import simulate
 from pipelab.trace import BUBBLES, Trace, number
 
@@ -20,11 +20,7 @@ EXAMPLE = "pipelab simulate 1f1b --ranks 4 --microbatches 8 --F 1 --I 1 --W 1"
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """The options of `pipelab simulate`."""
-    command.add_argument("schedule", nargs="?", metavar="SCHEDULE", help=f"one of {', '.join(SCHEDULES)}")
-    command.add_argument("--file", type=Path, help="read the rows from this file instead")
-    command.add_argument("--ranks", type=count, metavar="P", help="number of ranks")
-    command.add_argument("--microbatches", type=count, metavar="M", help="number of micro-batches")
-    command.add_argument("--chunks", type=count, metavar="V", help="stages a rank, where the schedule takes it")
+    add_shape(command)
     for kind, what in (("F", "forward"), ("I", "input gradient"), ("W", "weight gradient")):
         command.add_argument(f"--{kind}", type=duration, default=1, metavar="TIME", help=f"{what} of a rank (1)")
     command.add_argument("--hop", type=duration, default=0, metavar="TIME", help="latency between ranks (0)")
@@ -33,34 +29,15 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print the rows, the time, the bubbles and the peak of one schedule."""
-    schedule = _from_file(options) if options.file else _named(options)
     costs = Costs.uniform(F=options.F, I=options.I, W=options.W, hop=options.hop)
-    trace = simulate(schedule, costs)
+    with elapsed("simulating"):
+        schedule = asked_schedule(options)
+        trace = simulate(schedule, costs)
     closed_form = None if options.file else _formula(options, schedule)
     if options.json:
         print_json(_figures(schedule, trace, closed_form))
     else:
         _print_figures(schedule, trace, closed_form)
-
-
-def _named(options: argparse.Namespace) -> Schedule:
-    if options.schedule is None:
-        raise CommandError(f"name a schedule ({', '.join(SCHEDULES)}), or give --file")
-    for option in ("ranks", "microbatches"):
-        if getattr(options, option) is None:
-            raise CommandError(f"--{option} is missing; as in: {EXAMPLE}")
-    return build(options.schedule, options.ranks, options.microbatches, options.chunks)
-
-
-def _from_file(options: argparse.Namespace) -> Schedule:
-    for option in ("schedule", "ranks", "microbatches", "chunks"):
-        if getattr(options, option) is not None:
-            raise CommandError(f"--file says all about the schedule; leave out {option}")
-    try:
-        text = options.file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"--file {options.file} cannot be read as text: {error}") from None
-    return Schedule.from_text(text, name=options.file.stem)
 
 
 def _formula(options: argparse.Namespace, schedule: Schedule) -> dict[str, Any] | None:

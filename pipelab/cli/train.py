@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pipelab.cli.parser import CommandError, add_json, count, duration, percent, print_json, writable
+from pipelab.cli.parser import CommandError, add_json, count, duration, percent, print_json, seed, writable
 from pipelab.mesh import Mesh
 from pipelab.schedules import SCHEDULES, build
 from pipelab.trace import BUBBLES
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 EXAMPLE = "pipelab train --schedule 1f1b --pp 4 --microbatches 8 --steps 5 --model tiny --check"
 ROWS = {"tiny": 4, "small": 2, "gpt2": 1}
 """Sequences in a micro-batch of each preset, so that one action takes milliseconds on its usual machine."""
-LEARNING_RATE = 3e-3
 TOLERANCE = 1e-9
 
 
@@ -35,13 +34,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data", default="stdlib-docs", help="stdlib-docs, stdlib-source, arithmetic, or the path of a text file"
     )
-    command.add_argument("--seed", type=int, default=0, help="seed of parameters, batches and dropout (0)")
+    command.add_argument("--seed", type=seed, default=0, help="seed of parameters, batches and dropout (0)")
     command.add_argument("--dtype", choices=["float32", "float64", "bfloat16"], default="float32")
     command.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     command.add_argument("--transport", default="memory", help="memory: ranks are threads of one process")
     command.add_argument("--clock", choices=["virtual", "wall"], help="virtual unless said otherwise")
     command.add_argument("--latency", type=duration, default=0, metavar="SECONDS", help="modelled, of each message (0)")
-    command.add_argument("--bandwidth", type=float, metavar="BYTES/S", help="modelled, of each link (unlimited)")
+    command.add_argument("--bandwidth", type=duration, metavar="BYTES/S", help="modelled, of each link (unlimited)")
     command.add_argument("--check", action="store_true", help="in float64, compare with the uncut model")
     command.add_argument("--html", type=writable, metavar="FILE", help="write a page with timeline and memory")
     command.add_argument("--trace", type=writable, metavar="FILE", help="write the trace as JSON")
@@ -77,8 +76,8 @@ def _refuse_what_is_not_there(options: argparse.Namespace) -> None:
             raise CommandError(f"--{axis} {getattr(options, axis)} is not there; this version runs --{axis} 1 only")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device cuda: torch sees no CUDA device here; use --device cpu")
-    if options.bandwidth is not None and not options.bandwidth > 0:
-        raise CommandError(f"--bandwidth must be positive: got {options.bandwidth:g}")
+    if options.bandwidth == 0:
+        raise CommandError("--bandwidth must be positive: got 0; leave it out for an unlimited one")
 
 
 def _train(options: argparse.Namespace, schedule: Any) -> tuple["Run", float | None]:
@@ -114,32 +113,26 @@ def _train(options: argparse.Namespace, schedule: Any) -> tuple["Run", float | N
             batches,
             schedule,
             Mesh(dp=options.dp, pp=options.pp, tp=options.tp),
-            optimizer=_adamw,
             seed=options.seed,
             device=options.device,
             clock=options.clock or "virtual",
-            link=Link(float(options.latency), options.bandwidth or float("inf")),
+            link=Link(float(options.latency), float(options.bandwidth or "inf")),
             on_step=on_step,
         )
     return result, None if uncut is None else _difference(options, result, uncut, batches)
 
 
-def _adamw(parameters: Any) -> Any:
+def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches: Any) -> float:
     import torch
 
-    return torch.optim.AdamW(parameters, lr=LEARNING_RATE)
-
-
-def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches: Any) -> float:
-    from pipelab.clock import undisturbed
     from pipelab.reference import train_uncut
 
     uncut.to(options.device)
     here = [tuple(tensor.to(options.device) for tensor in batch) for batch in batches]
-    with undisturbed():  # operators of one thread, as in the run: they add in the same order
-        train_uncut(uncut, here, options.microbatches, _adamw(uncut.parameters()), seed=options.seed)
+    train_uncut(uncut, here, options.microbatches, seed=options.seed)
     ours = result.parameters()
-    return max(float((ours[name] - theirs.detach()).abs().max()) for name, theirs in uncut.named_parameters())
+    apart = [(ours[name] - theirs.detach()).abs().max() for name, theirs in uncut.named_parameters()]
+    return float(torch.stack(apart).max())  # NaN if any of them is, as Python's max() is not
 
 
 def _figures(options: argparse.Namespace, result: "Run", difference: float | None) -> dict[str, Any]:

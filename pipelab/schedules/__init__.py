@@ -20,6 +20,7 @@ from pipelab.schedules.one_f_one_b import one_f_one_b
 from pipelab.schedules.v_shape import one_f_one_b_v, v_half, v_min
 from pipelab.schedules.zb_v import zb_v
 from pipelab.schedules.zero_bubble import interleaved_zb, zb_h1, zb_h2
+from pipelab.validate import declare_valid
 
 GENERATORS: dict[str, Callable[..., Schedule]] = {
     "naive": naive,
@@ -70,7 +71,7 @@ def build(name: str, ranks: int, microbatches: int, chunks: int | None = None, *
         remedy = "leave it out" if fixed == 2 else "leave it out, or take interleaved"
         raise ValueError(f"{name} has {_IN_WORDS[fixed]} a rank: got chunks={chunks}; {remedy}")
     refuse_too_many(ranks * options.get("chunks", fixed), microbatches)
-    return GENERATORS[name](ranks, microbatches, **options)
+    return declare_valid(GENERATORS[name](ranks, microbatches, **options))
 
 
 def chunks_of(name: str) -> int | str:

@@ -1,0 +1,67 @@
+"""How is each kind of work told apart? By colour, hatch and letter, so that no reader depends on one of them.
+
+The colours are Okabe and Ito's, chosen for colour-blind readers too; dark text is legible on each.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+from pipelab.action import B, F, I, W
+
+INK, EDGE, GRID, IDLE, PAPER = "#1A1A1A", "#404040", "#D9D9D9", "#EFEFEF", "#FFFFFF"
+
+
+class Look(NamedTuple):
+    """Colour and hatch of a kind (in plotly's words), its filling in the text timeline, and its name."""
+
+    colour: str
+    hatch: str
+    fill: str
+    words: str
+    hatch_colour: str = EDGE
+
+
+LOOKS: Mapping[str, Look] = MappingProxyType(
+    {
+        F: Look("#56B4E9", "", "-", "forward"),
+        B: Look("#E69F00", "/", "=", "full backward"),
+        I: Look("#F0E442", "\\", "~", "input gradient"),
+        W: Look(
+            "#2CB88A", ".", "+", "weight gradient", "#C8F0E2"
+        ),  # a lighter green and light dots, for the text on it
+        "R": Look("#CC79A7", "x", "^", "recompute"),
+    }
+)
+OTHER = Look("#BBBBBB", "-", "?", "other work")
+
+RANK_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#000000", "#E69F00", "#56B4E9", "#777777")
+RANK_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+
+
+def look(kind: str) -> Look:
+    """The look of a kind; one grey look for any kind that is not work of a schedule.
+
+    >>> look("F").words
+    'forward'
+    """
+    return LOOKS.get(kind, OTHER)
+
+
+def order(kind: str) -> tuple[int, str]:
+    """The place of a kind in a legend: F, B, I, W, R, then all else.
+
+    >>> sorted(["idle", "W", "F"], key=order)
+    ['F', 'W', 'idle']
+    """
+    return (list(LOOKS).index(kind) if kind in LOOKS else len(LOOKS)), kind
+
+
+def lighter(colour: str, share: float = 0.5) -> str:
+    """The colour mixed with `share` of white: a rank's second chunk.
+
+    >>> lighter("#000000")
+    '#808080'
+    """
+    channels = (int(colour[place : place + 2], 16) for place in (1, 3, 5))
+    return "#" + "".join(f"{round(channel + (255 - channel) * share):02X}" for channel in channels)

@@ -1,0 +1,148 @@
+"""How is a step handed on? As one HTML file that needs no network: figures, the timeline, and its text."""
+
+import os
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelab.show.memory import Curve
+from pipelab.show.text import timeline_text
+from pipelab.show.timeline import timeline
+from pipelab.show.units import CLOCK_NAMES, finding, percent, time_unit
+from pipelab.trace import Trace
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+NOTHING_IS_FETCHED = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+
+STYLE = """
+:root { color-scheme: light dark }
+body { font: 16px/1.5 Helvetica, Arial, sans-serif; max-width: 1400px; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.6rem; line-height: 1.25 } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem }
+table { border-collapse: collapse } caption { text-align: left }
+th, td { border-bottom: 1px solid #8888; padding: .3rem 1.5rem .3rem 0; text-align: left }
+th { font-weight: normal } td { font-variant-numeric: tabular-nums; font-weight: bold }
+figure { margin: 0; background: #fff; border-radius: 6px; overflow: hidden }
+pre { font: 13px/1.35 "DejaVu Sans Mono", Menlo, Consolas, monospace; overflow-x: auto; padding: .8rem;
+  border: 1px solid #8888; border-radius: 6px }
+@media print { body { max-width: none; margin: 0 } pre { font-size: 8px; overflow: hidden }
+  figure, pre, table { break-inside: avoid } }
+"""
+
+MEANING = {
+    "step": "idle share of the whole step",
+    "span": "idle share of the longest span, beside the busiest rank",
+    "overhead": "makespan above the busiest rank's work",
+}
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    trace: Trace,
+    memory: Sequence[Curve] | None = None,
+    summary: Sequence[tuple[str, str]] = (),
+) -> Path:
+    """Write the report of one step as a single HTML file, and return its path.
+
+    `summary` adds rows (what, figure with its unit) to the table; `memory` is as `timeline` takes it. An
+    older file is replaced at once, when the new one is complete. Raises ValueError when the folder does not
+    exist.
+
+    >>> from pipelab import Costs, build, simulate
+    >>> trace = simulate(build("1f1b", ranks=2, microbatches=2), Costs.uniform())
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write_report(Path(folder) / "step.html", trace).name
+    'step.html'
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise ValueError(f"there is no folder {str(target.parent)!r} to write {target.name} to; make it first")
+    if target.is_dir():
+        raise ValueError(f"{str(target)!r} is a folder; name a file, such as {str(target / 'report.html')!r}")
+    figure = timeline(trace, memory)
+    page = report_html(
+        finding(trace),
+        table_section("Figures", [*_figures(trace), *summary]),
+        figure_section("Timeline", figure, "timeline"),
+        text_section("The timeline as text", timeline_text(trace, width=110)),
+    )
+    draft = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        draft.write_text(page, encoding="utf-8")
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+    return target
+
+
+def report_html(title: str, *sections: str) -> str:
+    """A whole HTML page from sections: `table_section`, `figure_section`, `text_section` or your own HTML.
+
+    The page holds all it needs, plotly.js once if there is a figure, and forbids the browser to fetch more.
+
+    >>> page = report_html("A step", table_section("Figures", [("makespan", "33")]))
+    >>> page.count("<script"), "A step" in page
+    (0, True)
+    """
+    script = ""
+    if any("Plotly.newPlot" in section for section in sections):
+        from plotly.offline import get_plotlyjs
+
+        script = f"<script>{get_plotlyjs()}</script>\n"
+    body = "\n".join(sections)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{NOTHING_IS_FETCHED}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<link rel="icon" href="data:,">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n{script}</head>\n"
+        f"<body>\n<main>\n<h1>{escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def table_section(heading: str, rows: Iterable[tuple[str, str]]) -> str:
+    """A table of figures, each with what it is.
+
+    >>> "<td>33</td>" in table_section("Figures", [("makespan", "33")])
+    True
+    """
+    lines = "\n".join(f'<tr><th scope="row">{escape(what)}</th><td>{escape(figure)}</td></tr>' for what, figure in rows)
+    return _section(heading, f"<table>\n{lines}\n</table>")
+
+
+def figure_section(heading: str, figure: "go.Figure", name: str) -> str:
+    """A plotly figure under the fixed id `name`, with its title as the words for those who do not see it."""
+    drawn = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        include_mathjax=False,
+        div_id=name,
+        config={"displaylogo": False, "responsive": True},
+    )
+    words = f"{figure.layout.meta['alt']} The text below shows the same."
+    return _section(heading, f'<figure role="img" aria-label="{escape(words)}">\n{drawn}\n</figure>')
+
+
+def text_section(heading: str, text: str) -> str:
+    """Text in columns, such as a text timeline.
+
+    >>> "<pre" in text_section("As text", "rank 0  F0B0")
+    True
+    """
+    return _section(heading, f'<pre tabindex="0" aria-label="{escape(heading)}">{escape(text)}</pre>')
+
+
+def _section(heading: str, content: str) -> str:
+    return f"<section>\n<h2>{escape(heading)}</h2>\n{content}\n</section>"
+
+
+def _figures(trace: Trace) -> list[tuple[str, str]]:
+    unit = time_unit([trace])
+    rows = [("schedule", f"{trace.schedule} on {trace.ranks} rank{'s' * (trace.ranks != 1)}")]
+    rows.append((f"makespan, {CLOCK_NAMES.get(trace.clock, trace.clock)}", unit.text(trace.makespan)))
+    rows += [(f"bubble, {kind}: {words}", percent(trace.bubble(kind))) for kind, words in MEANING.items()]
+    peaks = " ".join(f"{float(peak):g}" for peak in trace.peak_in_flight)
+    return [*rows, ("most micro-batches in flight, by rank", peaks)]

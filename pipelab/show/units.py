@@ -1,0 +1,129 @@
+"""In which unit, and by which clock? Every time that is shown names both, and every bubble its definition."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pipelab.action import parts
+from pipelab.trace import BUBBLES, Number, Trace, number
+
+CLOCK_NAMES = {"simulated": "simulated time", "virtual": "virtual time", "wall": "wall-clock time"}
+
+
+class Unit(NamedTuple):
+    """A time unit: its name ("" in simulated time) and how many of it are 1 in the trace."""
+
+    name: str
+    scale: int
+
+    def of(self, value: Number) -> int | float:
+        """A time of the trace in this unit.
+
+        >>> Unit("ms", 1000).of(0.25)
+        250.0
+        """
+        return number(value) * self.scale
+
+    def text(self, value: Number) -> str:
+        """A time of the trace in four digits, with the unit's name.
+
+        >>> Unit("ms", 1000).text(0.0123456), Unit("", 1).text(28.5)
+        ('12.35 ms', '28.5')
+        """
+        return f"{digits(self.of(value))} {self.name}".rstrip()
+
+
+def time_unit(traces: Sequence[Trace]) -> Unit:
+    """The unit for one or several traces on one axis: µs, ms or s, and no unit where all are simulated.
+
+    A simulated trace beside a measured one is taken to be in seconds, as the costs are that were measured.
+
+    >>> from pipelab import Costs, build, simulate
+    >>> time_unit([simulate(build("gpipe", 2, 2), Costs.uniform())])
+    Unit(name='', scale=1)
+    """
+    if all(trace.clock == "simulated" for trace in traces):
+        return Unit("", 1)
+    longest = max((trace.makespan for trace in traces), key=float)
+    if longest >= 1:
+        return Unit("s", 1)
+    return Unit("ms", 1000) if longest >= 0.001 or not longest else Unit("µs", 1_000_000)
+
+
+def origin(trace: Trace) -> Number:
+    """The first start of any work: where the time axis begins.
+
+    >>> origin(Trace("empty", "wall", (1,), ()))
+    0
+    """
+    return min((row[0].start for row in trace.compute if row), default=0)
+
+
+def digits(value: int | float) -> str:
+    """A number in at least four digits, without the zeros that say nothing.
+
+    >>> digits(33), digits(28.50), digits(123456.7), digits(1 / 3)
+    ('33', '28.5', '123457', '0.3333')
+    """
+    return f"{value:.4g}" if abs(value) < 10_000 and not isinstance(value, int) else f"{value:.0f}"
+
+
+def percent(share: Number) -> str:
+    """A share as per cent, with one decimal.
+
+    >>> percent(3 / 11)
+    '27.3 %'
+    """
+    return f"{abs(round(100 * float(share), 1)):.1f} %"
+
+
+def bubbles_text(trace: Trace) -> str:
+    """The three bubbles, each with its name.
+
+    >>> from pipelab import Costs, build, simulate
+    >>> bubbles_text(simulate(build("1f1b", ranks=4, microbatches=8), Costs.uniform()))
+    'step 27.3 %, span 27.3 %, overhead 37.5 %'
+    """
+    return ", ".join(f"{kind} {percent(trace.bubble(kind))}" for kind in BUBBLES)
+
+
+def figures_text(trace: Trace, unit: Unit | None = None) -> str:
+    """The clock, the makespan and the three bubbles in one line.
+
+    >>> from pipelab import Costs, build, simulate
+    >>> figures_text(simulate(build("1f1b", ranks=4, microbatches=8), Costs.uniform()))
+    'simulated time: makespan 33; bubbles: step 27.3 %, span 27.3 %, overhead 37.5 %'
+    """
+    unit = unit or time_unit([trace])
+    clock = CLOCK_NAMES.get(trace.clock, trace.clock)
+    return f"{clock}: makespan {unit.text(trace.makespan)}; bubbles: {bubbles_text(trace)}"
+
+
+def finding(trace: Trace) -> str:
+    """What a timeline shows, in one sentence.
+
+    >>> from pipelab import Costs, build, simulate
+    >>> finding(simulate(build("1f1b", ranks=4, microbatches=8), Costs.uniform()))
+    '1f1b: 27.3 % of the step is idle'
+    """
+    return f"{trace.schedule}: {percent(trace.bubble('step'))} of the step is idle"
+
+
+def chunk_of(trace: Trace) -> dict[int, int]:
+    """For each stage the index of the chunk that it is on its rank.
+
+    >>> from pipelab import Costs, build, simulate
+    >>> chunk_of(simulate(build("interleaved", ranks=2, microbatches=2, chunks=2), Costs.uniform()))
+    {0: 0, 2: 1, 1: 0, 3: 1}
+    """
+    stages = ({action.stage for span in row for action in parts(span.action)} for row in trace.compute)
+    return {stage: chunk for held in stages for chunk, stage in enumerate(sorted(held))}
+
+
+def rank_of(trace: Trace) -> dict[int, int]:
+    """For each stage the rank that works on it.
+
+    >>> from pipelab import Costs, build, simulate
+    >>> rank_of(simulate(build("gpipe", ranks=2, microbatches=1), Costs.uniform()))
+    {0: 0, 1: 1}
+    """
+    return {action.stage: span.rank for row in trace.compute for span in row for action in parts(span.action)}

@@ -1,0 +1,137 @@
+"""Every lab keeps the rules of a lab, runs with other parameters too, and its exercise can be solved."""
+
+import ast
+import contextlib
+import io
+import json
+import re
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+import pipelab as pl
+from pipelab.labs import find_labs, run_lab
+from pipelab.show import timeline_text
+
+LABS = sorted((Path(__file__).resolve().parent.parent / "labs").glob("*.ipynb"))
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+ABSOLUTE_PATH = re.compile(r"(?<![\w.~/:])(/(home|Users|root|tmp|mnt|opt|usr|var|work|data)/|[A-Z]:\\)")
+INSTALL_OR_NETWORK = re.compile(
+    r"^\s*[%!]|\bpip3? install|\bconda install|https?:|\burllib\b|\brequests\b|\bsocket\b|\bwget\b|\bcurl\b", re.M
+)
+
+
+def code_cells(lab):
+    cells = json.loads(lab.read_text(encoding="utf-8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def source(cell):
+    return "".join(cell["source"])
+
+
+def is_parameters(cell):
+    return "parameters" in cell["metadata"].get("tags", [])
+
+
+@pytest.fixture(params=LABS, ids=lambda lab: lab.stem)
+def lab(request):
+    return request.param
+
+
+# -------------------------------------------------------------------------------------------- the form of a lab
+
+
+def test_a_lab_is_committed_without_outputs_and_widget_state(lab):
+    notebook = json.loads(lab.read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    assert notebook["metadata"]["kernelspec"] == KERNEL
+    assert "widgets" not in notebook["metadata"]
+    assert lab.stat().st_size < 100_000
+    for cell in code_cells(lab):
+        assert cell["outputs"] == [] and cell["execution_count"] is None, cell["id"]
+    ids = [cell["id"] for cell in notebook["cells"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_lab_has_one_cell_of_parameters_that_are_literals_and_come_first(lab):
+    cells = code_cells(lab)
+    assert [is_parameters(cell) for cell in cells] == [True] + [False] * (len(cells) - 1)
+    for statement in ast.parse(source(cells[0])).body:
+        assert isinstance(statement, ast.Assign), "papermill replaces values: no work in the parameters cell"
+        ast.literal_eval(statement.value)
+
+
+def test_a_lab_has_few_and_short_cells(lab):
+    lengths = [len(source(cell).splitlines()) for cell in code_cells(lab)]
+    assert len(lengths) <= 25 and max(lengths) <= 15, "if a cell grows, the package lacks a function"
+    assert median(lengths) <= 5
+
+
+def test_a_lab_checks_itself(lab):
+    checks = [n for cell in code_cells(lab) for n in ast.walk(ast.parse(source(cell))) if isinstance(n, ast.Assert)]
+    assert checks, "correctness lives in asserts: outputs are not compared"
+
+
+def test_a_lab_installs_nothing_fetches_nothing_and_names_no_machine(lab):
+    for cell in json.loads(lab.read_text(encoding="utf-8"))["cells"]:
+        assert not ABSOLUTE_PATH.search(source(cell)), cell["id"]
+    for cell in code_cells(lab):
+        assert not INSTALL_OR_NETWORK.search(source(cell)), cell["id"]
+
+
+# ------------------------------------------------------------------------------- other parameters (defaults: nbval)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"ranks": 4, "microbatches": 2, "chunks": 2}, {"ranks": 3, "microbatches": 5, "chunks": 1}],
+    ids=["fewer micro-batches than ranks", "one chunk"],
+)
+def test_lab_01_holds_with_other_parameters(tmp_path, parameters):
+    lab = find_labs("01")[0]
+    result = run_lab(lab, tmp_path / lab.name, {**parameters, "model": "tiny", "steps": 1})
+    assert result.ok, result.error
+
+
+def test_a_check_that_fails_is_reported(tmp_path):
+    """Or a green run would mean nothing."""
+    notebook = json.loads(find_labs("01")[0].read_text(encoding="utf-8"))
+    notebook["cells"] = [cell for cell in notebook["cells"] if cell["id"] in ("parameters", "naive-check")]
+    notebook["cells"][1]["source"] = 'assert ranks == 5, "four, in fact"'
+    broken = tmp_path / "broken.ipynb"
+    broken.write_text(json.dumps(notebook), encoding="utf-8")
+    result = run_lab(broken, tmp_path / "executed.ipynb", {})
+    assert not result.ok and "four, in fact" in result.error
+
+
+# ------------------------------------------------------------------------------------------- the exercise of lab 01
+
+
+def checked(rows):
+    """What the exercise says to these rows."""
+    (check,) = (source(cell) for cell in code_cells(find_labs("01")[0]) if cell["id"] == "my-check")
+    known = {"pl": pl, "timeline_text": timeline_text, "unit": pl.Costs.uniform(F=1, I=1, W=1), "my_rows": rows}
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        exec(check, known)
+    return said.getvalue()
+
+
+def test_exercise_01_begins_unsolved():
+    (cell,) = (cell for cell in code_cells(find_labs("01")[0]) if cell["id"] == "my-rows")
+    rows = ast.literal_eval(ast.parse(source(cell)).body[0].value)
+    assert pl.Schedule.from_text(rows).rows == pl.build("gpipe", 3, 4).rows
+    assert checked(rows).count("not yet") == 2
+
+
+def test_exercise_01_can_be_solved():
+    assert checked(pl.build("1f1b", 3, 4).to_text()).count("reached") == 1
+    assert checked(pl.build("zb-h1", 3, 4).to_text()).count("reached") == 2
+
+
+def test_exercise_01_explains_rows_that_cannot_run():
+    assert "0B0 is out of order" in checked("0B0 0F0\n1F0 1B0")
+    assert "deadlock" in checked("0F0 0B0 0F1 0B1\n1F1 1F0 1B0 1B1")
+    assert checked("0F0 nonsense")
