@@ -38,7 +38,7 @@ def inside(name, P, M, V, F, I, W, hop):  # noqa: E741
     rounds = max(1, M // P)
     return {
         "interleaved": hop == 0 or (2 * hop <= Fraction(F + I + W, V) and (M % rounds == 0 or M // rounds + 1 >= V)),
-        "interleaved-zb": M >= P and min(F, I) >= W and hop == 0,
+        "interleaved-zb": M >= P and W <= F and W <= I and hop == 0,
         "zb-h2": M >= 2 * P - 1 and W <= F and 2 * W <= F + I and 2 * hop <= F + I - W,
         "zb-v": alike,
         "v-half": alike and P >= 3 and M >= 2 * P,
@@ -222,7 +222,7 @@ def test_results_are_exact_fractions_whatever_number_goes_in():
             "gpipe",
             "span",
             {"rank": 0},
-            "span is of all ranks together; leave rank out, only peak_in_flight and peak_until_input take it",
+            "span is of all ranks together; leave rank out, only peak_in_flight and peak_un",
         ),
         ("gpipe", "peak_in_flight", {"rank": 4}, r"rank must be one of 0\.\.3: got 4"),
         ("gpipe", "peak_in_flight", {"rank": -1}, r"rank must be one of 0\.\.3: got -1"),

@@ -109,7 +109,7 @@ def test_labs_run_one_after_another_with_parameters_and_write_nothing_but_their_
     course("02_bad", "1 + 1", "raise ValueError(f'no such {name}')", "print('never')")
     course("03_good", "assert ranks == 5")
     before = files(tmp_path)
-    status, out, err = pipelab("--out", "../out", "-p", "ranks=5", "-p", "name=1f1b", "--json", "--html")
+    status, out, _ = pipelab("--out", "../out", "-p", "ranks=5", "-p", "name=1f1b", "--json", "--html")
     answer = json.loads(out)
     assert (status, out.count("\n")) == (1, 1)
     assert list(answer) == ["ok", "labs"] and answer["ok"] is False
