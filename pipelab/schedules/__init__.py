@@ -105,9 +105,6 @@ def options_of(name: str) -> tuple[str, ...]:
     return tuple(inspect.signature(GENERATORS[name]).parameters)[2:]
 
 
-_IN_WORDS: dict[int | str, str] = {1: "one chunk", 2: "two chunks"}
-
-
 def _count(what: str, value: int) -> int:
     try:
         number = operator.index(value)
