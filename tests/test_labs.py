@@ -96,6 +96,13 @@ def test_lab_01_holds_with_other_parameters(tmp_path, parameters):
     assert result.ok, result.error
 
 
+@pytest.mark.parametrize("number", ["02"])
+def test_the_other_labs_hold_with_two_ranks_and_an_odd_number_of_micro_batches(tmp_path, number):
+    lab = find_labs(number)[0]
+    result = run_lab(lab, tmp_path / lab.name, {"ranks": 2, "microbatches": 5, "model": "tiny", "steps": 1})
+    assert result.ok, result.error
+
+
 def test_a_check_that_fails_is_reported(tmp_path):
     """Or a green run would mean nothing."""
     notebook = json.loads(find_labs("01")[0].read_text(encoding="utf-8"))
@@ -135,3 +142,25 @@ def test_exercise_01_explains_rows_that_cannot_run():
     assert "0B0 is out of order" in checked("0B0 0F0\n1F0 1B0")
     assert "deadlock" in checked("0F0 0B0 0F1 0B1\n1F1 1F0 1B0 1B1")
     assert checked("0F0 nonsense")
+
+
+# ---------------------------------------------------------------------------------- the exercises of the other labs
+
+
+def said(number, cells, **known):
+    """What these cells of a lab print, run one after another; `known` is what they find there."""
+    sources = {cell["id"]: source(cell) for cell in code_cells(find_labs(number)[0])}
+    scope = {"pl": pl, "ranks": 4}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        for cell in cells:
+            exec(sources[cell], scope)
+            scope.update(known)
+    return printed.getvalue()
+
+
+EXERCISE_02 = ["imports", "ragged-word", "my-rounds", "my-check"]
+
+
+@pytest.mark.parametrize(("rounds", "reached"), [([4, 4, 4, 4], 0), ([6, 6, 4], 1), ([8, 8], 1), ([9, 8], 0)])
+def test_exercise_02_begins_unsolved_and_can_be_solved(rounds, reached):
+    assert said("02", EXERCISE_02, my_rounds=rounds).count("reached") == reached
