@@ -96,7 +96,7 @@ def test_lab_01_holds_with_other_parameters(tmp_path, parameters):
     assert result.ok, result.error
 
 
-@pytest.mark.parametrize("number", ["02"])
+@pytest.mark.parametrize("number", ["02", "03", "04"])
 def test_the_other_labs_hold_with_two_ranks_and_an_odd_number_of_micro_batches(tmp_path, number):
     lab = find_labs(number)[0]
     result = run_lab(lab, tmp_path / lab.name, {"ranks": 2, "microbatches": 5, "model": "tiny", "steps": 1})
@@ -164,3 +164,23 @@ EXERCISE_02 = ["imports", "ragged-word", "my-rounds", "my-check"]
 @pytest.mark.parametrize(("rounds", "reached"), [([4, 4, 4, 4], 0), ([6, 6, 4], 1), ([8, 8], 1), ([9, 8], 0)])
 def test_exercise_02_begins_unsolved_and_can_be_solved(rounds, reached):
     assert said("02", EXERCISE_02, my_rounds=rounds).count("reached") == reached
+
+
+@pytest.mark.parametrize(
+    ("schedule", "reached"),
+    [
+        (pl.build("zb-h1", 3, 5), 0),
+        (pl.build("zb-auto", 3, 5, memory_limit=4), 1),
+        (pl.build("zb-h2", 3, 5), 1),
+        (pl.build("zb-h2", 3, 4), 0),
+    ],
+    ids=["zb-h1", "zb-auto", "zb-h2", "too few micro-batches"],
+)
+def test_exercise_03_begins_unsolved_and_can_be_solved(schedule, reached):
+    cells = ["imports", "my-rows", "my-check"]
+    assert said("03", cells, my_rows=schedule.to_text()).count("reached") == reached
+
+
+@pytest.mark.parametrize(("limits", "reached"), [([4] * 4, 0), ([6, 4, 3, 3], 1), ([7, 5, 4, 4], 1), ([7, 7, 7, 7], 0)])
+def test_exercise_04_begins_unsolved_and_can_be_solved(limits, reached):
+    assert said("04", ["imports", "my-limits", "my-check"], my_limits=limits).count("reached") == reached
