@@ -1,6 +1,8 @@
-"""Measure pipelab beside its peers."""
+"""Measure pipelab: its simulator beside its peers, its virtual time beside the replay."""
 
 import argparse
+import sys
+from typing import Any
 
 from pipelab.cli.parser import add_json, count, print_json
 
@@ -9,22 +11,52 @@ EXAMPLE = "pipelab bench simulate --actions 100000"
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """The options of `pipelab bench`."""
-    command.add_argument("what", choices=["simulate"], help="simulate: actions a second of the simulators")
-    command.add_argument("--actions", type=count, default=100_000, help="actions of each schedule (100000)")
+    what = "simulate: actions a second of the simulators; replay: measured bubble beside the replayed one"
+    command.add_argument("what", choices=["simulate", "replay"], help=what)
+    command.add_argument("--actions", type=count, default=100_000, help="simulate: of each schedule (100000)")
+    command.add_argument("--steps", type=count, default=5, help="replay: counted steps of each run (5)")
     add_json(command)
 
 
 def run(options: argparse.Namespace) -> None:
     """Print one row a case."""
-    from pipelab.bench.simulate import compare_simulators
-
-    rows = compare_simulators(options.actions)
+    rows = _simulators(options) if options.what == "simulate" else _replays(options)
     if options.json:
         print_json({"rows": rows})
-        return
+    elif options.what == "simulate":
+        _print_simulators(rows)
+    else:
+        _print_replays(rows)
+
+
+def _simulators(options: argparse.Namespace) -> list[dict[str, Any]]:
+    from pipelab.bench.simulate import compare_simulators
+
+    return compare_simulators(options.actions)
+
+
+def _replays(options: argparse.Namespace) -> list[dict[str, Any]]:
+    from tqdm import tqdm
+
+    from pipelab.bench.replay import SCHEDULES, SHAPES, compare_with_replay
+
+    total = len(SCHEDULES) * len(SHAPES)
+    return list(tqdm(compare_with_replay(options.steps), total=total, unit="run", file=sys.stderr, delay=2))
+
+
+def _print_simulators(rows: list[dict[str, Any]]) -> None:
     print("actions a second (processor time)")
     print(f"{'schedule':<12} {'ranks':>5} {'ours':>12} {'torch':>12} {'dictionary':>12} {'bytes/action':>13}")
     for row in rows:
         torch = "absent" if row["torch"] is None else f"{row['torch']:,}"
         rates = f"{row['ours']:>12,} {torch:>12} {row['dictionary']:>12,}"
         print(f"{row['schedule']:<12} {row['ranks']:>5} {rates} {row['bytes_per_action']:>13,}")
+
+
+def _print_replays(rows: list[dict[str, Any]]) -> None:
+    print("step bubble in virtual time (median of the steps), and replayed with the run's median times")
+    print(f"{'schedule':<12} {'ranks':>5} {'micro-batches':>13} {'measured':>9} {'replayed':>9} {'difference':>10}")
+    for row in rows:
+        shape = f"{row['schedule']:<12} {row['ranks']:>5} {row['microbatches']:>13}"
+        difference = row["measured"] - row["replayed"]
+        print(f"{shape} {row['measured']:>9.4f} {row['replayed']:>9.4f} {difference:>+10.4f}")
