@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelab.cli.parser import add_json, duration, percent, print_json
 from pipelab.cli.progress import elapsed
-from pipelab.cli.shape import add_shape, asked_schedule
+from pipelab.cli.shape import add_shape, asked_schedule, special
 from pipelab.costs import Costs
 from pipelab.formulas import formula
 from pipelab.schedule import Schedule
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         print_json(_figures(schedule, trace, closed_form))
     else:
-        _print_figures(schedule, trace, closed_form)
+        _print_figures(schedule, trace, closed_form, _bound(options, costs))
 
 
 def _formula(options: argparse.Namespace, schedule: Schedule) -> dict[str, Any] | None:
@@ -66,11 +66,25 @@ def _figures(schedule: Schedule, trace: Trace, closed_form: dict[str, Any] | Non
     }
 
 
-def _print_figures(schedule: Schedule, trace: Trace, closed_form: dict[str, Any] | None) -> None:
+def _bound(options: argparse.Namespace, costs: Costs) -> tuple[str, Any] | None:
+    """For the schedule that is searched for: its objective, and what no order can beat."""
+    if options.schedule != "zb-auto":
+        return None
+    from pipelab.search import lower_bound
+
+    asked = special(options, options.schedule, costs)
+    return options.objective or "span", lower_bound(options.ranks, options.microbatches, **asked)
+
+
+def _print_figures(
+    schedule: Schedule, trace: Trace, closed_form: dict[str, Any] | None, bound: tuple[str, Any] | None
+) -> None:
     from pipelab.show.text import timeline_text
 
     print(timeline_text(trace))
     if closed_form:
         print("by formula: " + ", ".join(f"{kind} {percent(closed_form[kind])}" for kind in BUBBLES))
+    if bound is not None:
+        print(f"lower bound of the {bound[0]}, with one stage a rank: {float(bound[1]):.6g}")
     held = " ".join(f"{float(peak):g}" for peak in trace.peak_in_flight)
     print(f"peak in flight by rank, in micro-batches: {held}")

@@ -2,7 +2,8 @@
 
 A chunk's F takes F/2, so the figures count slots of F/2. All but DualPipeV are drawn for F = I = W and no hop: there
 the form is exact, elsewhere it is refused. Those of V-Half, V-Min and 1F1B-V are of the blocks and the squeezing in
-`pipelab.schedules.v_shape` (Qi et al. 2024, Controllable Memory, print asymptotes: 1/2, 2/3 and 2/3 of 1F1B's bubble).
+`pipelab.schedules.v_shape` (Qi et al. 2024, Controllable Memory, print asymptotes for the first two: 1/2 and 2/3 of
+1F1B's bubble).
 """
 
 from fractions import Fraction

@@ -16,7 +16,7 @@ def zb_auto(
     weight_memory: Number = 1,
     objective: str = "span",
 ) -> Schedule:
-    """The shortest order found for given costs within a memory limit: from ZB-H1's memory (P) to zero bubble (2P).
+    """The shortest order found with one stage a rank, for given costs and within a memory limit for each rank.
 
     The same question as ZB-1p and ZB-2p (Qi et al. 2024, section 3), answered for any costs and limits; options,
     the length and a lower bound: `pipelab.search.find`.

@@ -6,7 +6,7 @@ from pipelab.schedule import Letter, Schedule
 
 
 def zb_v(ranks: int, microbatches: int) -> Schedule:
-    """A V of two chunks a rank, the backward split: no bubble in any rank's own span, with 1F1B's largest memory.
+    """A V of two chunks a rank, the backward split: no idle span when F = I = W, in 1F1B's largest memory.
 
     Each line of the word below is a phase: the way down, down and up, the turn, the steady state, the way out, and the
     weight gradients left over. It needs M >= 2P-1; for fewer, the micro-batches from M on are taken out of the word for

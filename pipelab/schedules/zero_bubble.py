@@ -29,7 +29,7 @@ def zb_h1(ranks: int, microbatches: int) -> Schedule:
 
 
 def zb_h2(ranks: int, microbatches: int) -> Schedule:
-    """Twice 1F1B's warm-up, and every W put off to its end: no bubble in any rank's own span, for twice the memory.
+    """Twice 1F1B's warm-up, and every W put off to its end: no idle span when F = I = W, for twice the memory.
 
     With k = P-1-r the word of rank r is [f] * 2k + [f, i] * 2r + [f, i, w] * (M-2P+2) + [i, w] * 2k + [w] * 2r for
     M >= 2P-2; below, the same streams with fewer letters (Qi et al. 2024, section 2.3).

@@ -2,7 +2,7 @@
 
 Candidates come from three sources: the published words, rules of thumb with a dial (`greedy`, `dials`), and the waves
 of the published heuristic (`waves`); then neighbours trade places (`improve`). Every limit is searched together with
-all smaller steps of one ladder, so that more memory can only help. `bound` says what no schedule can beat.
+all smaller steps of one ladder, so that more memory for all ranks can only help. `bound` says what none can beat.
 
 Read next: `problem`.
 """
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from pipelab.costs import Costs
 from pipelab.placement import Placement
 from pipelab.schedule import Letter, Schedule
-from pipelab.search.bound import bound
+from pipelab.search.bound import ROUNDING, bound
 from pipelab.search.dials import tried, words
 from pipelab.search.greedy import dispatch
 from pipelab.search.improve import improve, replay
@@ -29,7 +29,7 @@ __all__ = ["Found", "find", "lower_bound"]
 
 
 class Found(NamedTuple):
-    """A schedule, its length under the objective, and a length that no schedule within the limits goes below."""
+    """A schedule, its length under the objective, and a length that none with one stage a rank goes below."""
 
     schedule: Schedule
     length: Number
@@ -37,7 +37,7 @@ class Found(NamedTuple):
 
     @property
     def gap(self) -> Number:
-        """How much longer than the bound: 0 means that nothing shorter exists."""
+        """How much longer than the bound: 0 means that nothing shorter exists with one stage a rank."""
         return ratio(self.length, self.lower_bound) - 1 if self.lower_bound else 0
 
 
@@ -75,7 +75,7 @@ def lower_bound(
     weight_memory: Number = 1,
     objective: str = "span",
 ) -> Number:
-    """A length that no schedule within these limits goes below; the options are those of `find`.
+    """A length that no schedule with one stage a rank goes below within these limits; the options are those of `find`.
 
     >>> lower_bound(4, 8), lower_bound(4, 8, objective="step")
     (27, 27)
@@ -96,6 +96,8 @@ def _shortest(problem: Problem) -> Known:
     """The best of the published words that fit and of all levels of the ladder that could still be better."""
     published = [(_length(problem, rows), rows, problem.peaks(rows)) for rows in words(problem)]
     enough = bound(problem)
+    if isinstance(enough, float):
+        enough *= 1 + 4 * ROUNDING  # a bound in floats lies a little below the length that meets it
     best = _first_shortest(_within(published, problem.limits))
     for level, limits in _levels(problem):
         if best[0] <= enough:

@@ -1,4 +1,4 @@
-"""How short can any schedule be? Five reasons that no order of work escapes. Read next: `greedy`.
+"""How short can any schedule with one stage a rank be? Five reasons that no order of work escapes. Read next: `greedy`.
 
     return   the time from the end of an F on a rank until its gradient is back: work and hops of the ranks after it
 
@@ -19,8 +19,8 @@ ROUNDING = 1e-12
 def bound(problem: Problem) -> Number:
     """A length, in ticks, that no schedule within the limits goes below.
 
-    With zero hops, F = I = W and limit P it is ZB-H1's M (F+I+W) + (P-1)(F+I-W): no schedule in that memory
-    is shorter than the published one (Qi et al. 2024, table 2).
+    With zero hops, F = I = W and limit P it is ZB-H1's M (F+I+W) + (P-1)(F+I-W): with one stage a rank,
+    none in that memory is shorter than the published one (Qi et al. 2024, table 2); a V of two chunks can be.
 
     >>> bound(Problem.of(4, 8, None, memory_limit=4, weight_memory=1, objective="span"))
     27

@@ -71,6 +71,8 @@ class Problem:
             )
         one, weight, limits = _memory(_per_rank(ranks, microbatches, memory_limit), Fraction(weight_memory))
         costs = Costs.uniform() if costs is None else costs
+        if not isinstance(costs, Costs):
+            raise ValueError(f"costs are pl.Costs, as Costs.uniform() or Costs.per_stage(...): got {costs!r}")
         durations = costs.durations(Placement.loop(ranks))
         times = [[durations[rank, kind] for rank in range(ranks)] for kind in (F, I, W)]
         times.append([costs.latency((rank, F)) for rank in range(ranks - 1)])
