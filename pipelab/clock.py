@@ -10,6 +10,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
@@ -89,12 +91,13 @@ class Turn:
     """Lets one rank compute at a time and measures its work: the caches are its own, as on a processor of its own.
 
     On a CPU the seconds are processor time of the rank's thread, which other programs cannot stretch; on an
-    accelerator, and where that clock is coarser than 10 microseconds, they are seconds that passed.
+    accelerator, and where that clock is coarser than 10 microseconds, they are seconds that passed. `alone` is the
+    lock that ranks share: of the threads of a process, or a `FileLock` of the processes of a host.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, alone: AbstractContextManager[object] | None = None) -> None:
         self._device = device
-        self._alone = threading.Lock()
+        self._alone = alone or threading.Lock()
         fine = time.get_clock_info("thread_time").resolution <= 1e-5
         self._read = time.thread_time if device.type == "cpu" and fine else time.perf_counter
 
@@ -106,6 +109,32 @@ class Turn:
             result = work()
             _synchronize(self._device)
             return result, self._read() - begin
+
+
+class FileLock:
+    """A lock between processes of one host: whoever holds the file. The system takes it back from one that dies."""
+
+    def __init__(self, path: str) -> None:
+        import fcntl  # POSIX only; where it is missing, nobody comes here
+
+        self._file = open(path, "rb")  # noqa: SIM115 (open for as long as the lock is used)
+        self._flock = partial(fcntl.flock, self._file)
+        self._take, self._give = fcntl.LOCK_EX, fcntl.LOCK_UN
+
+    def __enter__(self) -> None:
+        self._flock(self._take)
+
+    def __exit__(self, *exception: object) -> None:
+        self._flock(self._give)
+
+
+def make_clock(name: str, device: torch.device, turn: Turn) -> Clock:
+    """The clock of one rank, "virtual" or "wall"; the ranks that share `turn` compute one at a time in virtual time."""
+    if name == "virtual":
+        return VirtualClock(turn)
+    if name == "wall":
+        return WallClock(device)
+    raise ValueError(f"a run's clock is 'virtual' or 'wall': got {name!r}")
 
 
 @contextlib.contextmanager

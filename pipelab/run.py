@@ -21,7 +21,7 @@ class Run:
     """What a training run did: the loss of each step, the trace and the memory of a typical step, the bubbles.
 
     `traces` has one trace a step, `trace` the one of median makespan, and `memory` the activation bytes of that step
-    (its `peaks` are over all steps). `clock` says whose seconds these are.
+    (its `peaks` are over all steps). `clock` says whose seconds these are. `pids` has the process of each global rank.
     """
 
     schedule: Schedule
@@ -31,6 +31,7 @@ class Run:
     trace: Trace
     memory: Memory
     model: nn.Sequential
+    pids: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         step = f"{1e3 * self.step_seconds:.1f} ms a step in {self.clock} time"
