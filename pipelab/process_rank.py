@@ -31,6 +31,7 @@ class ProcessRank(Ranks):
         except BaseException:
             self.world.close()
             raise
+        self.residual = self.world.residual
         self._origin = 0.0
 
     def __enter__(self) -> "ProcessRank":

@@ -81,6 +81,7 @@ class Ranks(ABC):
         self.parameters = [parameter for parameters in own for parameter in parameters]
         self.optimizers = [job.optimizer(parameters) for parameters in own if parameters]
         self.resources = ExitStack()
+        self.residual = 0.0
 
     def __enter__(self) -> Self:
         self.resources.enter_context(undisturbed())

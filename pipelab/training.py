@@ -111,7 +111,7 @@ def _train(job: Job, batches: Iterable[Batch], on_step: Callable[[int, float], N
             if on_step is not None:
                 on_step(step, losses[-1])
         records = ranks.collect()
-        pids = ranks.pids
+        pids, residual = ranks.pids, ranks.residual
     schedule = job.program.schedule
     traces = [_trace(schedule, job.clock, of_step) for of_step in records]
     typical = median_trace(traces)
@@ -124,6 +124,9 @@ def _train(job: Job, batches: Iterable[Batch], on_step: Callable[[int, float], N
         memory=_memory(records, traces.index(typical)),
         model=job.model,
         pids=pids,
+        first=job.transport == "memory" or os.environ["RANK"] == "0",
+        cores=_cores() if job.device.type == "cpu" else None,
+        residual=residual,
     )
 
 
@@ -142,7 +145,7 @@ def _launch(job: Job, batches: list[Batch]) -> Run:
 def _train_rank(job: Job, batches: list[Batch]) -> Run | None:
     """One rank of `_launch`; the first brings the run home."""
     run = _train(job, batches)
-    return run if int(os.environ["RANK"]) == 0 else None
+    return run if run.first else None
 
 
 def _values(model: nn.Module) -> list[Tensor]:
@@ -171,6 +174,10 @@ def _refuse_machine(transport: str, device: torch.device, comm: str, mesh: Mesh)
             raise ValueError(f"transport nccl moves data between GPUs: got device {device}; use gloo, or device cuda")
         if gpus < here:
             raise ValueError(f"transport nccl needs a GPU a rank: {here} ranks and {gpus} GPUs on this host; use gloo")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _trace(schedule: Schedule, clock: str, records: list[Record]) -> Trace:
