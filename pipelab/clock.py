@@ -84,7 +84,9 @@ class WallClock:
 
     def wait_until(self, arrival: float) -> None:
         """Sleep until then, if it is still to come."""
-        time.sleep(max(0.0, arrival - self.now))
+        seconds = arrival - self.now
+        if seconds > 0:  # even a sleep of no time gives the processor away
+            time.sleep(seconds)
 
 
 class Turn:
