@@ -15,6 +15,7 @@ from pipelab.action import W
 from pipelab.clock import Clock, Turn, VirtualClock, WallClock, undisturbed
 from pipelab.collector import collector_at_rest
 from pipelab.costs import Link
+from pipelab.failure import RunError
 from pipelab.loss import Loss, count_targets
 from pipelab.lower import Program
 from pipelab.memory import ActivationMeter
@@ -25,10 +26,6 @@ from pipelab.stage import Stage
 from pipelab.transport import Aborted
 from pipelab.transport.memory import Mailboxes
 from pipelab.worker import Microbatches, Record, Worker, split_batch
-
-
-class RunError(RuntimeError):
-    """A run that failed: the sentence names the rank, what it was doing, and the cause."""
 
 
 class VirtualRanks:
