@@ -29,7 +29,7 @@ SIZE = _NOTE.size * (ENTRIES + 1)
 
 
 class Note(NamedTuple):
-    """What a rank was doing: since when (`time.monotonic`), in which state, at which action, and for whom it waited.
+    """What a rank was doing: since when (`time.time`, which hosts share), in which state, at which action, and for whom it waited.
 
     `awaited` is what the ranks `peers` must do before this one can go on, such as `0SEND_F2`.
     """
@@ -54,6 +54,8 @@ class FlightRecorder:
     def __init__(self, memory: memoryview | None = None) -> None:
         self._memory = memoryview(bytearray(SIZE)) if memory is None else memory
         self._written = self.count
+        self.names: Sequence[int] | None = None
+        """The global rank of each rank that the notes name, where the two differ."""
 
     def running(self, action: object) -> None:
         """Note that the rank now does `action`."""
@@ -61,7 +63,7 @@ class FlightRecorder:
 
     def waiting(self, action: object, awaited: object = "", peers: Sequence[int] = ()) -> None:
         """Note that the rank stands at `action` until the ranks `peers` have done `awaited`."""
-        named = array("H", peers[:MOST_PEERS])
+        named = array("H", (peers if self.names is None else [self.names[peer] for peer in peers])[:MOST_PEERS])
         self._write(1, str(action).encode(), str(awaited).encode(), named.tobytes(), len(named))
 
     def finished(self) -> None:
@@ -70,7 +72,7 @@ class FlightRecorder:
 
     def _write(self, state: int, action: bytes, awaited: bytes, peers: bytes, count: int) -> None:
         offset = _NOTE.size * (1 + self._written % ENTRIES)
-        _NOTE.pack_into(self._memory, offset, time.monotonic(), state, count, peers, action, awaited)
+        _NOTE.pack_into(self._memory, offset, time.time(), state, count, peers, action, awaited)
         self._written += 1  # after the note: who reads meanwhile sees the notes before it
         _COUNT.pack_into(self._memory, 0, self._written)
 
@@ -93,8 +95,11 @@ class FlightRecorder:
         moment, state, count, peers, action, awaited = _NOTE.unpack_from(
             self._memory, _NOTE.size * (1 + index % ENTRIES)
         )
-        texts = [text.rstrip(b"\0").decode(errors="replace") for text in (action, awaited)]
-        return Note(moment, _STATES[state], *texts, tuple(array("H", peers)[:count]))
+        return Note(moment, _STATES[state], _text(action), _text(awaited), tuple(array("H", peers)[:count]))
+
+
+def _text(data: bytes) -> str:
+    return data.rstrip(b"\0").decode(errors="replace")
 
 
 class Recorders:

@@ -15,7 +15,7 @@ from pipelab.action import W
 from pipelab.clock import Clock, Turn, VirtualClock, WallClock, undisturbed
 from pipelab.collector import collector_at_rest
 from pipelab.costs import Link
-from pipelab.failure import RunError
+from pipelab.failure import Fate, RunError, deadlock, describe
 from pipelab.loss import Loss, count_targets
 from pipelab.lower import Program
 from pipelab.memory import ActivationMeter
@@ -101,10 +101,16 @@ class VirtualRanks:
         for worker, future in zip(self.workers, futures, strict=True):
             cause = future.exception()
             if cause is not None and not isinstance(cause, Aborted):
-                error = RunError(f"rank {worker.rank} failed at {worker.at}: {type(cause).__name__}: {cause}")
+                report = self._whereabouts() if isinstance(cause, TimeoutError) else ""
+                error = RunError(f"rank {worker.rank} failed at {worker.at}: {type(cause).__name__}: {cause}", report)
                 error.__cause__ = cause
                 return error
         raise AssertionError("a run failed without a cause")
+
+    def _whereabouts(self) -> str:
+        """Who waited for whom."""
+        fates = [Fate(worker.rank, notes=worker.recorder.notes()) for worker in self.workers]
+        return "\n".join(filter(None, (describe(fates), deadlock({fate.rank: fate.last for fate in fates}))))
 
 
 def _stages(

@@ -61,9 +61,13 @@ def launch(
         "sources": _sources_without_files(),
         "threads": threads or max(1, _cores() // ranks),
     }
-    with Team(_living_server(), ranks, timeout, on_post) as team:
+    with Team(_living_server(), ranks, _name(function), timeout, on_post) as team:
         results = team.run(order)
     return [frames.unpack(result) for result in results]
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _packed(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
@@ -72,9 +76,8 @@ def _packed(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
     except ModuleNotFoundError:
         raise
     except Exception as error:
-        name = getattr(function, "__name__", function)
         raise ValueError(
-            f"{name} and its arguments cannot be sent to the ranks ({error}); make what they need inside the function"
+            f"{_name(function)} and its arguments cannot be sent to the ranks ({error}); make what they need inside the function"
         ) from error
 
 

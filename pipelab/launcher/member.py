@@ -2,15 +2,19 @@
 
 import codecs
 import contextlib
+import os
 import pickle
+import re
 import selectors
+import signal
 import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from os import close, pipe, read
 from typing import Any, TextIO
 
+from pipelab.failure import Fate
+from pipelab.flight_recorder import Note
 from pipelab.launcher import frames
 from pipelab.launcher.server import REPORT, Server
 
@@ -18,6 +22,9 @@ TAIL = 20
 """Lines of a rank that are kept for the report of a failure."""
 
 LONGEST_LINE = 2**16
+
+OURS = re.compile(r' *File "(<string>|.*[/\\]pipelab[/\\]launcher[/\\]\w+\.py)", line \d+ in |Extension modules: ')
+"""Lines of a stack that say nothing of the function that was launched."""
 
 
 class Member:
@@ -32,7 +39,7 @@ class Member:
         self.code: int | None = None
         self.result: bytes | None = None
         self.error: dict[str, Any] | None = None
-        self.since = time.monotonic()
+        self.ended_at = 0.0
         self.tail: deque[str] = deque(maxlen=TAIL)
         self.signs = 0
         self._on_post = on_post
@@ -41,7 +48,7 @@ class Member:
         self._selector = selector
         self.control, control = socket.socketpair()
         self.channel, channel = socket.socketpair()
-        (self._output, output), (self._errors, errors) = pipe(), pipe()
+        (self._output, output), (self._errors, errors) = os.pipe(), os.pipe()
         self._open: dict[Any, Callable[[], None]] = {}
         try:
             server.fork([control.fileno(), channel.fileno(), output, errors, recorder])
@@ -49,7 +56,7 @@ class Member:
             for ours in (control, channel):
                 ours.close()
             for descriptor in (output, errors):
-                close(descriptor)
+                os.close(descriptor)
             self._listen(self.control, self._hear_control)
             self._listen(self.channel, self._hear_channel)
             self._listen(self._output, _Lines(self, self._output, out).hear)
@@ -70,10 +77,20 @@ class Member:
         """It has ended, and everything that it sent has been read."""
         return not self._open
 
-    @property
-    def failed(self) -> bool:
-        """It raised, or it ended without a result."""
-        return self.error is not None or (self.result is None and self.code is not None and self.settled)
+    def fate(self, notes: list[Note], task: str) -> Fate:
+        """What is known of it, for a report."""
+        settled = self.result is None and self.settled
+        return Fate(
+            self.rank, self.pid, socket.gethostname(), exit_code=self.code if settled else None,
+            returned=self.result is not None, notes=notes, lines=tuple(self.tail), task=task,
+            **(self.error or {"time": self.ended_at}),
+        )  # fmt: skip
+
+    def show_stack(self) -> None:
+        """Have it print where it is; a rank that is stuck in compiled code does so too."""
+        if self.pid is not None and self.code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGUSR2)
 
     def order(self, data: bytes) -> None:
         """Tell it what to do."""
@@ -97,8 +114,8 @@ class Member:
         self._open.clear()
         self.control.close()
         self.channel.close()
-        close(self._output)
-        close(self._errors)
+        os.close(self._output)
+        os.close(self._errors)
 
     def _hear_control(self) -> bool:
         try:
@@ -112,7 +129,7 @@ class Member:
         if not piece and self.code is None:
             self.code = SERVER_GONE
         if self.code is not None:
-            self.since = time.monotonic()
+            self.ended_at = 0.0
         return self.code is None
 
     def _hear_channel(self) -> bool:
@@ -135,7 +152,7 @@ SERVER_GONE = 2**20
 
 
 class _Lines:
-    """What a rank prints, line by line, each with the rank in front."""
+    """What a rank prints, line by line, each with the rank in front; of a progress bar, its last state."""
 
     def __init__(self, member: Member, descriptor: int, to: TextIO) -> None:
         self._member = member
@@ -146,12 +163,12 @@ class _Lines:
 
     def hear(self) -> bool:
         """Pass on the lines that are whole; False at the end."""
-        piece = read(self._descriptor, 2**16)
+        piece = os.read(self._descriptor, 2**16)
         *lines, self._rest = (self._rest + self._decoder.decode(piece, final=not piece)).split("\n")
         if self._rest and (not piece or len(self._rest) > LONGEST_LINE):
             lines, self._rest = [*lines, self._rest], ""
-        if lines:
-            shown = [line.rstrip("\r").rpartition("\r")[2] for line in lines]  # a progress bar's last state
+        shown = [line.rstrip("\r").rpartition("\r")[2] for line in lines if not OURS.match(line)]
+        if shown:
             self._member.tail.extend(shown)
             self._to.write("".join(f"[rank {self._member.rank}] {line}\n" for line in shown))
             self._to.flush()

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from pipelab.flight_recorder import FlightRecorder, attached
 from pipelab.launcher import frames
@@ -123,7 +123,7 @@ def _run(order: dict[str, Any], link: Link) -> int:
         function, arguments = frames.unpack(order["call"])
         result = frames.pack(function(*arguments))
     except BaseException as error:
-        link.finish(frames.ERROR, frames.pickled(**_told(error), time=time.monotonic()))
+        link.finish(frames.ERROR, frames.pickled(**_told(error), time=time.time()))
         return 1
     link.recorder.finished()
     link.finish(frames.RESULT, result)
@@ -136,7 +136,7 @@ def _told(error: BaseException) -> dict[str, Any]:
     while frame is not None and frame.tb_frame.f_code.co_filename in (__file__, frames.__file__):
         frame = frame.tb_next
     text = "".join(traceback.format_exception(type(error), error, frame))
-    return {"name": type(error).__name__, "message": str(error), "traceback": text}
+    return {"error": type(error).__name__, "message": str(error), "traceback": text}
 
 
 def _set_streams(output: int, errors: int) -> None:
@@ -145,12 +145,15 @@ def _set_streams(output: int, errors: int) -> None:
     for ours, standard in ((nowhere, 0), (output, 1), (errors, 2)):
         os.dup2(ours, standard)
         os.close(ours)
-    sys.stdin = open(0, closefd=False)
-    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
-    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout, sys.stderr = (_text_to(descriptor) for descriptor in (1, 2))
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
     faulthandler.enable(sys.stderr, all_threads=False)
     faulthandler.register(signal.SIGUSR2, sys.stderr, all_threads=False)
+
+
+def _text_to(descriptor: int) -> TextIO:
+    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def _watch_caller(line: socket.socket, released: threading.Event) -> None:

@@ -1,4 +1,4 @@
-"""Where do ranks come from? A small process with torch loaded forks one whenever it is asked: milliseconds, not seconds.
+"""Where do ranks come from? A small process that has torch loaded forks one when asked: milliseconds, not seconds.
 
 It is not the notebook's kernel that forks: a fork would copy its threads' locks, its widgets and, worst, its CUDA. The
 server has one thread and never does a computation, so its copies are clean. It lives as long as its caller: when the

@@ -6,11 +6,11 @@ import selectors
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from pipelab.failure import RunError
+from pipelab.failure import Fate, RunError, failure, hang
 from pipelab.flight_recorder import Recorders
 from pipelab.launcher import frames
 from pipelab.launcher.member import Member
@@ -23,13 +23,21 @@ LOOK = 0.5
 """Seconds between two looks at what the ranks have recorded."""
 
 
+def _patience(fates: Sequence[Fate]) -> float:
+    """Seconds to wait after a first failure for one that explains it: the one that died may be heard of last."""
+    if any(fate.killed for fate in fates) or all(fate.failed or fate.returned for fate in fates):
+        return 0.0
+    return 1.0 if all(fate.secondary for fate in fates if fate.failed) else 0.2
+
+
 class Team:
     """The ranks of one launch, their store and their flight recorders; a context, so that all are given back."""
 
     def __init__(
-        self, server: Server, ranks: int, timeout: float | None, on_post: Callable[[int, Any], None] | None
+        self, server: Server, ranks: int, task: str, timeout: float | None, on_post: Callable[[int, Any], None] | None
     ) -> None:
         self.ranks = ranks
+        self.task = task
         self.timeout = timeout
         self._server = server
         self._on_post = on_post
@@ -58,30 +66,40 @@ class Team:
             )
         for member in self.members:
             member.order(frames.pickled(**order, environment=self._environment(member.rank)))
-        quiet_since, signs = time.monotonic(), -1
-        while not all(member.settled for member in self.members):
-            self._listen(LOOK)
-            if any(member.failed for member in self.members):
-                raise self._failure()
-            if all(member.result is not None for member in self.members):
-                for member in self.members:
-                    member.release()
-            if (now := self._signs()) != signs:
-                quiet_since, signs = time.monotonic(), now
-            elif self.timeout is not None and time.monotonic() - quiet_since > self.timeout:
-                raise RunError(f"no rank gave a sign of life for {self.timeout:g} s; raise timeout= for slow work")
-        if any(member.failed for member in self.members):
-            raise self._failure()
+        self._follow()
         return [member.result or b"" for member in self.members]
 
-    def _failure(self) -> RunError:
-        member = next(member for member in self.members if member.failed)
-        where = f"rank {member.rank} (pid {member.pid})"
-        if member.error is not None:
-            return RunError(
-                f"{where} raised {member.error['name']}: {member.error['message']}", "", member.error["traceback"]
-            )
-        return RunError(f"{where} ended with code {member.code}")
+    def _follow(self) -> None:
+        """Listen until all have returned and gone; raise RunError as soon as it is known that, and why, they cannot."""
+        moved, signs, first_failure = time.monotonic(), -1, None
+        while not all(member.settled for member in self.members):
+            self._listen(LOOK if first_failure is None else LOOK / 10)
+            now = time.monotonic()
+            fates = self._fates()
+            if any(fate.failed for fate in fates):
+                first_failure = first_failure or now
+                if now - first_failure >= _patience(fates):
+                    raise failure(fates)
+            elif all(fate.returned for fate in fates):
+                for member in self.members:
+                    member.release()
+            elif (latest := self._signs()) != signs:
+                moved, signs = now, latest
+            elif self.timeout is not None and now - moved > self.timeout:
+                raise self._hang(self.timeout)
+        if any(fate.failed for fate in self._fates()):
+            raise failure(self._fates())
+
+    def _hang(self, seconds: float) -> RunError:
+        held_up_by = hang(self._fates(), seconds).rank or 0
+        self.members[held_up_by].show_stack()
+        until = time.monotonic() + LOOK
+        while (left := until - time.monotonic()) > 0:
+            self._listen(left)
+        return hang(self._fates(), seconds)
+
+    def _fates(self) -> list[Fate]:
+        return [member.fate(self.recorders[member.rank].notes(), self.task) for member in self.members]
 
     def _signs(self) -> int:
         return sum(member.signs + self.recorders[member.rank].count for member in self.members)
