@@ -54,7 +54,7 @@ class RunError(RuntimeError):
 
 
 class RankTraceback(Exception):
-    """The traceback of a rank, as the cause of its RunError: where Python prints a traceback, it prints this one too."""
+    """The traceback of a rank, as the cause of its RunError: Python prints it with that."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What was each rank doing when it failed? A small ring of its last actions, in memory that outlives the rank.
 
-A rank notes what it is about to do: a microsecond, without a lock, a system call or a message. The ring lies in a file
-without a name that the rank and its caller both have mapped: a rank that is killed leaves its notes, and the last process
-that closes the file leaves nothing. Read next: `wait_for`.
+A rank notes what it is about to do: a microsecond, without a lock, a system call or a message. The ring lies in a
+file without a name that the rank and its caller both have mapped: a rank that is killed leaves its notes, and when the
+last process closes the file, nothing is left. Read next: `wait_for`.
 """
 
 import mmap
@@ -29,9 +29,9 @@ SIZE = _NOTE.size * (ENTRIES + 1)
 
 
 class Note(NamedTuple):
-    """What a rank was doing: since when (`time.time`, which hosts share), in which state, at which action, and for whom it waited.
+    """What a rank was doing since `time` (of `time.time`, which hosts share): its state and its action.
 
-    `awaited` is what the ranks `peers` must do before this one can go on, such as `0SEND_F2`.
+    A rank that waits can go on when the ranks `peers` have done `awaited`, such as `0SEND_F2`.
     """
 
     time: float

@@ -92,16 +92,17 @@ class VirtualRanks:
             futures = [self.pool.submit(worker.run, batch) for worker in self.workers]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         if any(future.exception() for future in done):
+            whereabouts = self._whereabouts()
             self.mailboxes.abort()
             wait(futures)
-            raise self._failure(futures)
+            raise self._failure(futures, whereabouts)
         return [future.result() for future in futures]
 
-    def _failure(self, futures: list[Future[Record]]) -> RunError:
+    def _failure(self, futures: list[Future[Record]], whereabouts: str) -> RunError:
         for worker, future in zip(self.workers, futures, strict=True):
             cause = future.exception()
             if cause is not None and not isinstance(cause, Aborted):
-                report = self._whereabouts() if isinstance(cause, TimeoutError) else ""
+                report = whereabouts if isinstance(cause, TimeoutError) else ""
                 error = RunError(f"rank {worker.rank} failed at {worker.at}: {type(cause).__name__}: {cause}", report)
                 error.__cause__ = cause
                 return error

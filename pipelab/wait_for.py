@@ -1,8 +1,8 @@
 """Who waits for whom? From the last note of each rank: the wait-for graph, a deadlock's cycle, and who holds all up.
 
-A rank at `1RECV_F2` waits for `0SEND_F2` of another rank. Follow such edges: they end at a rank that waits for nobody (it
-works, hangs, is dead or has gone: the culprit), or they come round in a circle (a deadlock: then nobody is, and the
-orders of the ranks do not fit together). Read next: `failure`.
+A rank at `1RECV_F2` waits for `0SEND_F2` of another rank. Follow such edges: they end at a rank that waits for nobody
+(it works, hangs, is dead or has gone: the culprit), or they come round in a circle (a deadlock: no rank is to blame,
+their orders do not fit together). Read next: `failure`.
 """
 
 from collections.abc import Mapping

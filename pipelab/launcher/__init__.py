@@ -1,12 +1,13 @@
 """Run a function as several real processes, from a notebook cell or a script, in a fraction of a second.
 
-Reading order: `launch` here, `server` (where ranks come from), `rank` (what they do), `member` and `team` (how the caller
-follows them), `pipelab.failure` (what it says when one fails).
+Reading order: `launch` here, `server` (where ranks come from), `rank` (what they do), `member` and `team` (how the
+caller follows them), `pipelab.failure` (what it says when one fails).
 """
 
 import atexit
 import linecache
 import os
+import pickle
 import sys
 import threading
 from collections.abc import Callable
@@ -35,14 +36,14 @@ def launch(
 ) -> list[Any]:
     """Run `function(*arguments)` as `ranks` processes of this host, and give what each returns, by rank.
 
-    Each process finds RANK, WORLD_SIZE and the rest of torchrun's variables, so `init_process_group("gloo")` works in it.
+    Each process finds RANK, WORLD_SIZE and the rest of torchrun's variables: `init_process_group("gloo")` works in it.
     The function may be defined in a notebook cell. What the ranks print is shown as it comes, with the rank in front.
-    `timeout` is how many seconds may pass without a sign of life of any rank (a recorded action, a post, a line): then
-    the launch has failed; None waits for ever. `threads` is torch's threads in a rank (the cores, shared evenly).
+    `timeout` is how many seconds may pass without a sign of life of any rank (a recorded action, a post, a line):
+    then the launch has failed; None waits for ever. `threads` is torch's threads in a rank (the cores, shared evenly).
     `on_post(rank, value)` receives, in this thread, what a rank sends with `pipelab.launcher.post`.
 
-    Raises RunError when a rank raises, is killed, leaves early or hangs; ValueError for what cannot be launched. However
-    it ends, stop button included, no process, port or file is left.
+    Raises RunError when a rank raises, is killed, leaves early or hangs; ValueError for what cannot be launched.
+    However it ends, stop button included, no process, port or file is left.
 
     >>> def double(number):
     ...     import os
@@ -71,14 +72,18 @@ def _name(function: Callable[..., Any]) -> str:
 
 
 def _packed(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
+    if frames.pickler() is pickle and _is_of_a_notebook(function):
+        raise ValueError(f"{_name(function)} cannot be sent to the ranks without cloudpickle: pip install cloudpickle")
     try:
         return frames.pack((function, arguments))
-    except ModuleNotFoundError:
-        raise
     except Exception as error:
-        raise ValueError(
-            f"{_name(function)} and its arguments cannot be sent to the ranks ({error}); make what they need inside the function"
-        ) from error
+        what = f"{_name(function)} and its arguments cannot be sent to the ranks"
+        raise ValueError(f"{what} ({error}); make what they need inside the function") from error
+
+
+def _is_of_a_notebook(function: Callable[..., Any]) -> bool:
+    """Only a function that others can import is found by its name."""
+    return function.__module__ == "__main__" or "<" in getattr(function, "__qualname__", "<")
 
 
 def _sources_without_files() -> dict[str, Any]:

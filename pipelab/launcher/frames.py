@@ -13,19 +13,21 @@ ORDER, POST, RESULT, ERROR = b"O", b"P", b"R", b"E"
 _HEADER = struct.Struct("<cQ")
 
 
-def pack(value: Any) -> bytes:
-    """Any value as bytes, functions and classes of a notebook included.
-
-    Raises ModuleNotFoundError, in a sentence, where cloudpickle is missing.
-    """
-    import torch
-
+def pickler() -> Any:
+    """cloudpickle, which takes functions and classes of a notebook too; where it is missing, Python's own."""
     try:
         import cloudpickle
     except ModuleNotFoundError:
-        raise ModuleNotFoundError("launch needs the package cloudpickle; pip install cloudpickle") from None
+        return pickle
+    return cloudpickle
+
+
+def pack(value: Any) -> bytes:
+    """Any value as bytes."""
+    import torch
+
     buffer = io.BytesIO()
-    torch.save(value, buffer, pickle_module=cloudpickle)
+    torch.save(value, buffer, pickle_module=pickler())
     return buffer.getvalue()
 
 

@@ -8,7 +8,6 @@ import re
 import selectors
 import signal
 import socket
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -127,7 +126,7 @@ class Member:
         self.pid = numbers[0] if numbers else None
         self.code = numbers[1] if len(numbers) > 1 else None
         if not piece and self.code is None:
-            self.code = SERVER_GONE
+            self.code = UNKNOWN
         if self.code is not None:
             self.ended_at = 0.0
         return self.code is None
@@ -147,8 +146,8 @@ class Member:
         return bool(piece)
 
 
-SERVER_GONE = 2**20
-"""In place of an exit code: nobody is left who could know it."""
+UNKNOWN = 2**20
+"""In place of an exit code that nobody can know: the server, which would report it, has ended."""
 
 
 class _Lines:

@@ -147,7 +147,7 @@ def _set_streams(output: int, errors: int) -> None:
         os.close(ours)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout, sys.stderr = (_text_to(descriptor) for descriptor in (1, 2))
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore
     faulthandler.enable(sys.stderr, all_threads=False)
     faulthandler.register(signal.SIGUSR2, sys.stderr, all_threads=False)
 

@@ -72,7 +72,7 @@ def serve(descriptor: int) -> NoReturn:
     assert torch.get_num_threads()  # torch is here and no thread of it has been started
     gc.freeze()  # what is loaded is never looked at again by a collection, so the ranks go on sharing it
     _Forks(socket.socket(fileno=descriptor), rank.main).run()
-    sys.exit()
+    os._exit(0)
 
 
 class _Forks:

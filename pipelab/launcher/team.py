@@ -13,7 +13,7 @@ from typing import Any
 from pipelab.failure import Fate, RunError, failure, hang
 from pipelab.flight_recorder import Recorders
 from pipelab.launcher import frames
-from pipelab.launcher.member import Member
+from pipelab.launcher.member import UNKNOWN, Member
 from pipelab.launcher.server import Server
 
 FAREWELL = 10.0
@@ -75,6 +75,8 @@ class Team:
         while not all(member.settled for member in self.members):
             self._listen(LOOK if first_failure is None else LOOK / 10)
             now = time.monotonic()
+            if any(member.code == UNKNOWN for member in self.members):
+                raise RunError("the server that starts the ranks was killed; launch again")
             fates = self._fates()
             if any(fate.failed for fate in fates):
                 first_failure = first_failure or now
