@@ -62,7 +62,8 @@ class Fate:
     """What is known of one rank of a failed run.
 
     `exit_code` is negative for a signal; `error` and `message` are the type and text of what it raised, at `time`
-    (`time.time`, as in its notes). `task` is what it was doing if it noted nothing.
+    (`time.time`, as in its notes). `task` is what it was doing if it noted nothing; one that has `vanished` was lost
+    from sight.
     """
 
     rank: int
@@ -77,16 +78,17 @@ class Fate:
     notes: Sequence[Note] = ()
     lines: Sequence[str] = ()
     task: str = "its work"
+    vanished: bool = False
 
     @property
     def killed(self) -> bool:
-        """A signal ended it."""
-        return self.exit_code is not None and self.exit_code < 0 and not self.error
+        """A signal ended it, or it ended without a word, which comes to the same."""
+        return not self.error and (self.vanished or (self.exit_code is not None and self.exit_code < 0))
 
     @property
     def failed(self) -> bool:
         """It raised, or ended without a result."""
-        return bool(self.error) or (self.exit_code is not None and not self.returned)
+        return bool(self.error) or self.killed or (self.exit_code is not None and not self.returned)
 
     @property
     def secondary(self) -> bool:
@@ -194,6 +196,8 @@ def _end(fate: Fate) -> str:
         return f"lost its connections {while_doing}"
     if fate.error:
         return f"raised {fate.error} {while_doing}: {fate.message}"
+    if fate.vanished:
+        return f"ended without a word {while_doing}"
     if fate.killed:
         return f"was killed by signal {-(fate.exit_code or 0)} {while_doing}"
     return f"left early, with exit status {fate.exit_code}, {while_doing}"

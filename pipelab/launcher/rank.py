@@ -15,6 +15,7 @@ import traceback
 from collections import deque
 from typing import Any, NoReturn, TextIO
 
+from pipelab.failure import RunError
 from pipelab.flight_recorder import FlightRecorder, attached
 from pipelab.launcher import frames
 
@@ -131,7 +132,9 @@ def _run(order: dict[str, Any], link: Link) -> int:
 
 
 def _told(error: BaseException) -> dict[str, Any]:
-    """An error as plain text, without the launcher's own frames."""
+    """An error as plain text, without the launcher's own frames; of a RunError, what was behind it."""
+    if isinstance(error, RunError) and error.__cause__ is not None:
+        error = error.__cause__
     frame = error.__traceback__
     while frame is not None and frame.tb_frame.f_code.co_filename in (__file__, frames.__file__):
         frame = frame.tb_next
