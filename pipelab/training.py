@@ -39,6 +39,7 @@ RULES = {"gloo": "tag", "nccl": "issue order"}
 """How the libraries between processes match a send with its receive."""
 COMMUNICATION = ("overlapped", "blocking")
 
+NO_BATCH = "there is no batch to train on; give at least one (inputs, targets)"
 SLOW_IMPORTS = ("pipelab.training", "torch._dynamo")  # the first optimizer of a process imports the second
 
 
@@ -104,7 +105,7 @@ def _train(job: Job, batches: Iterable[Batch], on_step: OnStep | None = None) ->
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
-        raise ValueError("there is no batch to train on; give at least one (inputs, targets)")
+        raise ValueError(NO_BATCH)
     losses = []
     machine = VirtualRanks if job.transport == "memory" else ProcessRank
     with machine(job) as ranks:
@@ -136,6 +137,8 @@ def _train(job: Job, batches: Iterable[Batch], on_step: OnStep | None = None) ->
 def _launch(job: Job, batches: list[Batch], on_step: OnStep | None) -> Run:
     """Train in processes of this host, one a rank, and bring the trained model back into the caller's own."""
     cut(job.model, job.program.schedule.stages, at=job.at)  # refuses what does not fit before a process is started
+    if not batches:
+        raise ValueError(NO_BATCH)
     for step, batch in enumerate(batches):
         split_batch(step, batch, job.program.schedule.microbatches)
     tell = None if on_step is None else lambda rank, done: on_step(*done)

@@ -44,9 +44,8 @@ class World:
         started = int(os.environ["WORLD_SIZE"])
         if started != size:
             raise ValueError(f"the mesh has {size} global ranks and {started} processes were started; make them equal")
-        self._own = not dist.is_initialized()
         self.timeout = timedelta(seconds=timeout)
-        if self._own:
+        if not dist.is_initialized():  # and the process stays a member: one that joins twice finds its own old address
             dist.init_process_group("gloo", init_method="env://", timeout=self.timeout)
         self.rank, self.size = dist.get_rank(), size
         self._groups: list[Any] = []
@@ -105,8 +104,6 @@ class World:
         for group in reversed(self._groups):
             dist.destroy_process_group(group)
         self._groups.clear()
-        if self._own and dist.is_initialized():
-            dist.destroy_process_group()
 
     def _align(self) -> tuple[float, float]:
         offset, residual = 0.0, 0.0
