@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,12 +90,9 @@ class World:
 
     def turn(self) -> FileLock:
         """The lock with which the ranks of one host take turns: a file that is gone as soon as all have opened it."""
-        first = self.hosts.index(self.hosts[self.rank])
-        path = tempfile.mkstemp(prefix="pipelab-turn-")[1] if self.rank == first else ""
-        lock = FileLock(self.everybody(path)[first])
-        self.everybody(None)
-        if path:
-            Path(path).unlink()
+        with tempfile.NamedTemporaryFile(prefix="pipelab-turn-") as file:
+            lock = FileLock(self.everybody(file.name)[self.hosts.index(self.hosts[self.rank])])
+            self.everybody(None)
         return lock
 
     def close(self) -> None:
