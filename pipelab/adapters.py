@@ -29,7 +29,7 @@ def from_transformers(model: Any) -> nn.Sequential:
     if kind not in _LAYERS or getattr(model, "lm_head", None) is None:
         raise ValueError(
             f"{type(model).__name__} is not a model that this adapter knows ({', '.join(_LAYERS)}, with a language"
-            " modelling head); list its layers yourself, as in nn.Sequential(model.embedding, *model.blocks, model.head)"
+            " modelling head); list the layers yourself: nn.Sequential(model.embedding, *model.blocks, model.head)"
         )
     attention = model.config._attn_implementation
     if attention != "sdpa":

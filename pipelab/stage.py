@@ -41,7 +41,7 @@ class Stage:
         self.loss = loss
         self.randomness = randomness
         self.meter = meter
-        self.deferred = DeferredWeights(layers, meter.hold) if split else None
+        self.deferred = DeferredWeights(layers, meter) if split else None
         self._kept: dict[int, _Kept] = {}
 
     def attached(self) -> AbstractContextManager[object]:

@@ -7,6 +7,8 @@ from torch import nn
 import pipelab as pl
 from pipelab.adapters import from_transformers, untie
 from pipelab.loss import cross_entropy
+from pipelab.memory import ActivationMeter
+from pipelab.split_backward import DeferredWeights
 
 VOCABULARY, ROWS, TOKENS, MICROBATCHES = 50, 2, 12, 4
 SIZES = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1}
@@ -67,6 +69,12 @@ def test_the_layers_in_a_row_are_the_model(make, batch):
     assert torch.equal(from_transformers(model)(batch[0]), model(batch[0]).logits)
 
 
+def test_the_weight_products_of_gpt2s_transposed_linears_wait_for_w():
+    block = from_transformers(untie(gpt2()))[1]
+    put_off = DeferredWeights(block, ActivationMeter()).linears
+    assert [type(linear).__name__ for linear in put_off] == ["Conv1D"] * 4
+
+
 def test_a_tied_head_is_refused_until_it_is_given_a_matrix_of_its_own():
     model = gpt2()
     with pytest.raises(ValueError, match=r"tied to the embedding.*from_transformers\(untie\(model\)\)"):
@@ -81,8 +89,8 @@ def test_a_tied_head_is_refused_until_it_is_given_a_matrix_of_its_own():
     [
         (lambda: llama(attn_implementation="eager"), "attn_implementation='sdpa'"),
         (lambda: untie(gpt2(add_cross_attention=True)), "attends to an encoder"),
-        (lambda: gpt2().transformer, "list its layers yourself"),
-        (lambda: nn.Linear(2, 2), "list its layers yourself"),
+        (lambda: gpt2().transformer, "list the layers yourself"),
+        (lambda: nn.Linear(2, 2), "list the layers yourself"),
     ],
 )
 def test_what_cannot_be_cut_is_refused_in_a_sentence(make, sentence):
