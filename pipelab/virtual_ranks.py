@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from pipelab.action import W
-from pipelab.clock import Clock, Turn, VirtualClock, WallClock, undisturbed
+from pipelab.clock import Clock, Measures, Turn, VirtualClock, WallClock, undisturbed
 from pipelab.collector import collector_at_rest
 from pipelab.costs import Link
+from pipelab.cuda_clock import CudaTurn, CudaWallClock, Stamps
 from pipelab.loss import Loss, count_targets
 from pipelab.lower import Program
 from pipelab.memory import ActivationMeter
@@ -137,8 +138,8 @@ def _stages(
 
 def _clocks(clock: str, device: torch.device, ranks: int) -> list[Clock]:
     if clock == "virtual":
-        turn = Turn(device)
+        turn: Measures = CudaTurn(device) if device.type == "cuda" else Turn(device)
         return [VirtualClock(turn) for _ in range(ranks)]
     if clock == "wall":
-        return [WallClock(device) for _ in range(ranks)]
+        return [CudaWallClock(Stamps()) if device.type == "cuda" else WallClock() for _ in range(ranks)]
     raise ValueError(f"a run's clock is 'virtual' or 'wall': got {clock!r}")

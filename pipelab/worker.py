@@ -82,6 +82,7 @@ class Worker:
                 self._work(step, batch, record, waited)
                 waited = None
         self.at = None
+        record.spans, record.curve = self.clock.settle(record.spans, record.curve)
         assert not self._values, f"rank {self.rank} still holds {list(self._values)}"
         return record
 
