@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from pipelab.action import B, F, I, Pair, W
+from pipelab.action import Action, B, F, I, Pair, W
 from pipelab.costs import Costs, middle
 from pipelab.formulas import formula
 from pipelab.memory import Memory
@@ -21,7 +21,8 @@ class Run:
     """What a training run did: the loss of each step, the trace and the memory of a typical step, the bubbles.
 
     `traces` has one trace a step, `trace` the one of median makespan, and `memory` the activation bytes of that step
-    (its `peaks` are over all steps). `clock` says whose seconds these are.
+    (its `peaks` are over all steps). `clock` says whose seconds these are. `norms` has, for each step of a watched run,
+    the norm of every stage's output (under its F) and of its input's gradient (under its I).
     """
 
     schedule: Schedule
@@ -31,6 +32,7 @@ class Run:
     trace: Trace
     memory: Memory
     model: nn.Sequential
+    norms: list[dict[Action, float]]
 
     def __repr__(self) -> str:
         step = f"{1e3 * self.step_seconds:.1f} ms a step in {self.clock} time"

@@ -39,12 +39,15 @@ def train(
     at: list[int] | None = None,
     on_step: Callable[[int, float], None] | None = None,
     timeout: float = 600.0,
+    watch: bool = False,
 ) -> Run:
     """Train `model`, cut into the schedule's stages, one step per batch; it is changed in place, as training does.
 
     `batches` gives (inputs, targets); each is cut into the schedule's M micro-batches. `steps` bounds how many are
     taken. `at` cuts the model by hand (first layer of each stage after the first). `link` models the time of messages.
     A warm-up step before the first leaves no trace: parameters, buffers, generators and batches are as they were.
+    With `watch` the norms of activations and gradients are noted (`Run.norms`), and the first value that is not finite
+    ends the run with a sentence that names its layer.
     Raises ScheduleError or ValueError before any work when something does not fit, RunError when a rank fails.
 
     >>> from pipelab import build
@@ -64,7 +67,9 @@ def train(
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device}: torch sees no CUDA device here; use device='cpu'")
     model.to(device)
-    ranks = VirtualRanks(model, lower(schedule), loss, optimizer, seed, torch.device(device), clock, link, at, timeout)
+    ranks = VirtualRanks(
+        model, lower(schedule), loss, optimizer, seed, torch.device(device), clock, link, at, timeout, watch
+    )
     losses, traces, memories = [], [], []
     with ranks:
         ranks.warm_up(ranks.split(0, first))
@@ -83,6 +88,7 @@ def train(
         traces=traces,
         trace=typical,
         memory=_memory(memories, traces.index(typical)),
+        norms=[{action: norm for record in records for action, norm in record.norms.items()} for records in memories],
         model=model,
     )
 

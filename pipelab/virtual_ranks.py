@@ -25,6 +25,7 @@ from pipelab.randomness import Randomness
 from pipelab.stage import Stage
 from pipelab.transport import Aborted
 from pipelab.transport.memory import Mailboxes
+from pipelab.watch import Watch, first_finding
 from pipelab.worker import Microbatches, Record, Worker, split_batch
 
 
@@ -37,7 +38,7 @@ class VirtualRanks:
 
     def __init__(
         self, model: nn.Sequential, program: Program, loss: Loss, optimizer: Optimizer, seed: int,
-        device: torch.device, clock: str, link: Link, at: list[int] | None, timeout: float,
+        device: torch.device, clock: str, link: Link, at: list[int] | None, timeout: float, watch: bool = False,
     ) -> None:  # fmt: skip
         self.model = model
         self.program = program
@@ -47,7 +48,7 @@ class VirtualRanks:
         clocks = _clocks(clock, device, program.placement.ranks)
         self.workers = [
             Worker(rank, program, stages, transport=self.mailboxes, clock=clocks[rank], meter=meter, link=link)
-            for rank, (stages, meter) in enumerate(_stages(program, slices, loss, Randomness(seed)))
+            for rank, (stages, meter) in enumerate(_stages(program, slices, loss, Randomness(seed), watch))
         ]
         own = [[p for stage in worker.stages.values() for p in stage.layers.parameters()] for worker in self.workers]
         self.optimizers = [optimizer(parameters) for parameters in own if parameters]
@@ -99,7 +100,11 @@ class VirtualRanks:
             self.mailboxes.abort()
             wait(futures)
             raise self._failure(futures)
-        return [future.result() for future in futures]
+        records = [future.result() for future in futures]
+        found = first_finding((each for record in records for each in record.findings), self.program.schedule)
+        if found is not None:  # before an optimizer spreads it
+            raise RunError(str(found))
+        return records
 
     def _failure(self, futures: list[Future[Record]]) -> RunError:
         for worker, future in zip(self.workers, futures, strict=True):
@@ -112,7 +117,7 @@ class VirtualRanks:
 
 
 def _stages(
-    program: Program, slices: list[nn.Sequential], loss: Loss, randomness: Randomness
+    program: Program, slices: list[nn.Sequential], loss: Loss, randomness: Randomness, watch: bool
 ) -> Iterator[tuple[dict[int, Stage], ActivationMeter]]:
     """For each rank its stages and the meter that counts what they keep."""
     split = {action.stage for _, _, action in program.schedule.actions() if action.kind == W}
@@ -129,6 +134,7 @@ def _stages(
                     split=stage in split,
                     randomness=randomness,
                     meter=meter,
+                    watch=Watch(rank, stage) if watch else None,
                 )
                 for stage in own
             },
