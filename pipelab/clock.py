@@ -10,10 +10,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
 
+from pipelab.cuda_clock import CudaTurn, CudaWallClock, Stamps
 from pipelab.trace import Span
 
 Result = TypeVar("Result")
@@ -110,11 +113,12 @@ class Turn:
     """Lets one rank compute at a time and measures its work: the caches are its own, as on a processor of its own.
 
     On a CPU the seconds are processor time of the rank's thread, which other programs cannot stretch; where that clock
-    is coarser than 10 microseconds, they are seconds that passed. (On a GPU see `cuda_clock.CudaTurn`.)
+    is coarser than 10 microseconds, they are seconds that passed. `alone` is the lock that ranks share: of the threads
+    of a process, or a `FileLock` of the processes of a host. (On a GPU see `cuda_clock.CudaTurn`.)
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._alone = threading.Lock()
+    def __init__(self, device: torch.device, alone: AbstractContextManager[object] | None = None) -> None:
+        self._alone = alone or threading.Lock()
         fine = time.get_clock_info("thread_time").resolution <= 1e-5
         self._read = time.thread_time if device.type == "cpu" and fine else time.perf_counter
 
@@ -124,6 +128,37 @@ class Turn:
             begin = self._read()
             result = work()
             return result, self._read() - begin
+
+
+class FileLock:
+    """A lock between processes of one host: whoever holds the file. The system takes it back from one that dies."""
+
+    def __init__(self, path: str) -> None:
+        import fcntl  # POSIX only; where it is missing, nobody comes here
+
+        self._file = open(path, "rb")  # noqa: SIM115 (open for as long as the lock is used)
+        self._flock = partial(fcntl.flock, self._file)
+        self._take, self._give = fcntl.LOCK_EX, fcntl.LOCK_UN
+
+    def __enter__(self) -> None:
+        self._flock(self._take)
+
+    def __exit__(self, *exception: object) -> None:
+        self._flock(self._give)
+
+
+def make_turn(device: torch.device, alone: AbstractContextManager[object] | None = None) -> Measures:
+    """What measures work alone on this device; the ranks of a run on one host share the lock `alone`."""
+    return CudaTurn(device, alone) if device.type == "cuda" else Turn(device, alone)
+
+
+def make_clock(name: str, device: torch.device, turn: Measures) -> Clock:
+    """The clock of one rank, "virtual" or "wall"; the ranks that share `turn` compute one at a time in virtual time."""
+    if name == "virtual":
+        return VirtualClock(turn)
+    if name == "wall":
+        return CudaWallClock(Stamps()) if device.type == "cuda" else WallClock()
+    raise ValueError(f"a run's clock is 'virtual' or 'wall': got {name!r}")
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -33,9 +34,14 @@ class CudaTurn:
     of its kernels is measured as long as that takes, as on a GPU of its own.
     """
 
-    def __init__(self, device: torch.device, make: Callable[[], Any] = new_event) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        alone: AbstractContextManager[object] | None = None,
+        make: Callable[[], Any] = new_event,
+    ) -> None:
         self._device = device
-        self._alone = threading.Lock()
+        self._alone = alone or threading.Lock()
         self._begin, self._end = make(), make()
 
     def measure(self, work: Callable[[], Result]) -> tuple[Result, float]:

@@ -13,6 +13,7 @@ from pipelab.action import Action, B, Element, F, I, W, parts
 from pipelab.clock import Clock
 from pipelab.costs import Link
 from pipelab.dependencies import GIVES, Value, sources
+from pipelab.loss import count_targets
 from pipelab.lower import CARRIES, RECEIVED_FROM, Program
 from pipelab.memory import ActivationMeter, Held
 from pipelab.stage import Stage
@@ -29,6 +30,11 @@ class Microbatches:
     inputs: Sequence[Tensor]
     targets: Sequence[Tensor]
     total: int
+
+    def to(self, device: torch.device) -> "Microbatches":
+        """The same on a device."""
+        inputs, targets = ([tensor.to(device) for tensor in tensors] for tensors in (self.inputs, self.targets))
+        return Microbatches(self.step, inputs, targets, self.total)
 
 
 @dataclass
@@ -52,7 +58,7 @@ class Worker:
 
     def __init__(
         self, rank: int, program: Program, stages: Mapping[int, Stage], *,
-        transport: Transport, clock: Clock, meter: ActivationMeter, link: Link,
+        transport: Transport, clock: Clock, meter: ActivationMeter, link: Link, blocking: bool = False,
     ) -> None:  # fmt: skip
         self.rank = rank
         self.program = program
@@ -61,6 +67,7 @@ class Worker:
         self.clock = clock
         self.meter = meter
         self.link = link
+        self.blocking = blocking
         self.at: Element | None = None
         self._values: dict[Action, tuple[Tensor, Action, Held | None]] = {}
         self._sent = {(s.stage, CARRIES[s.kind]) for e in program.rows[rank] for s in parts(e) if s.kind in CARRIES}
@@ -118,11 +125,12 @@ class Worker:
 
     def _send(self, step: Action, record: Record) -> None:
         tensor, giver, _ = self._values.pop(Action(step.stage, CARRIES[step.kind], step.microbatch))
-        tensor = tensor.contiguous()
         departure = self.clock.now
         arrival = departure + self.link.seconds(tensor.nbytes)
         record.spans.append(Span(self.rank, "send", step, departure, arrival))
         self.transport.send(step, Message(tensor, arrival, giver))
+        if self.blocking:
+            self.clock.wait_until(arrival)
 
     def _input(self, action: Action, source: Value) -> Tensor:
         """The value that another stage gave for this action; it is this action's alone, so it is let go here."""
@@ -163,11 +171,13 @@ class Worker:
         return [source for source in needed if source[0] != action.stage]
 
 
-def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int, total: int) -> Microbatches:
+def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int) -> Microbatches:
     """Cut a batch (inputs, targets) along its first dimension into M micro-batches, as even as it goes.
 
-    Raises ValueError when the batch has fewer rows than micro-batches.
+    Raises ValueError when it is no such pair, or has fewer rows than micro-batches.
     """
+    if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch)):
+        raise ValueError(f"step {step}: a batch is a pair of tensors (inputs, targets): got {type(batch).__name__}")
     inputs, targets = batch
     if len(inputs) != len(targets):
         raise ValueError(
@@ -178,6 +188,5 @@ def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int, tota
             f"step {step}: a batch of {len(inputs)} rows cannot be cut into {microbatches} micro-batches;"
             " give larger batches or ask for fewer micro-batches"
         )
-    return Microbatches(
-        step, torch.tensor_split(inputs, microbatches), torch.tensor_split(targets, microbatches), total
-    )
+    pieces = (torch.tensor_split(tensor, microbatches) for tensor in (inputs, targets))
+    return Microbatches(step, *pieces, total=count_targets(targets))

@@ -143,7 +143,7 @@ def test_norms_are_those_of_the_uncut_model_and_watching_changes_no_number():
     model = layers()
     uncut, unwatched = copy.deepcopy(model), copy.deepcopy(model)
     watched, plain = run(model, *batches), run(unwatched, *batches, watch=False)
-    assert watched.losses == plain.losses and plain.norms == [{}, {}]
+    assert watched.losses == plain.losses and plain.norms == ({}, {})
     assert len(watched.norms[0]) == 7 * MICROBATCHES  # 4 stages forward, 3 backward
     inputs, targets = (torch.tensor_split(tensor, MICROBATCHES)[1] for tensor in batches[0])
     middle = uncut[:4](inputs)
@@ -182,3 +182,23 @@ def test_the_command_prints_the_norms_and_one_sentence_with_exit_1(monkeypatch, 
         "pipelab train: step 0: the first value that is not finite is nan, in the forward of layer 1.mlp.up"
         " (stage 0, rank 0), micro-batch 0"
     )
+
+
+def test_among_processes_every_rank_has_its_own_watch_and_the_same_culprit_is_named():
+    model = build_model("tiny", layers=6)
+    with torch.no_grad():
+        model[4].attention.qkv.weight[0, 0] = math.nan
+    tokens = torch.randint(256, (ROWS * MICROBATCHES, 16), generator=torch.Generator().manual_seed(0))
+    schedule = pl.build("1f1b", 2, MICROBATCHES)
+    with pytest.raises(RunError, match=r"forward of layer 4.attention.qkv \(stage 1, rank 1\), micro-batch 0$"):
+        pl.train(model, [(tokens, tokens)], schedule, transport="gloo", watch=True, timeout=30)
+
+
+def test_norms_of_processes_are_those_of_threads():
+    tokens = torch.randint(256, (ROWS * MICROBATCHES, 16), generator=torch.Generator().manual_seed(0))
+    schedule = pl.build("1f1b", 2, MICROBATCHES)
+    norms = [
+        pl.train(build_model("tiny", layers=6), [(tokens, tokens)], schedule, transport=transport, watch=True).norms
+        for transport in ("memory", "gloo")
+    ]
+    assert norms[0] == norms[1] and len(norms[0][0]) == 3 * MICROBATCHES
