@@ -102,7 +102,8 @@ class WallClock:
 
     def wait_until(self, arrival: float) -> None:
         """Sleep until then, if it is still to come."""
-        time.sleep(max(0.0, arrival - self.now))
+        if (rest := arrival - self.now) > 0:  # time.sleep(0) would give the processor away
+            time.sleep(rest)
 
     def settle(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
         """The same: the host's times are known at once."""

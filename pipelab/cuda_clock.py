@@ -175,7 +175,8 @@ class CudaWallClock:
 
     def wait_until(self, arrival: float) -> None:
         """Sleep until then, if it is still to come."""
-        time.sleep(max(0.0, arrival - self.now))
+        if (rest := arrival - self.now) > 0:
+            time.sleep(rest)
 
     def settle(self, spans: list[Span], curve: list[tuple[Any, int]]) -> tuple[list[Span], list[tuple[float, int]]]:
         """The spans and the memory curve with seconds since the restart in the place of moments."""
