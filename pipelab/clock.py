@@ -102,8 +102,9 @@ class WallClock:
 
     def wait_until(self, arrival: float) -> None:
         """Sleep until then, if it is still to come."""
-        if (rest := arrival - self.now) > 0:  # time.sleep(0) would give the processor away
-            time.sleep(rest)
+        seconds = arrival - self.now
+        if seconds > 0:  # even a sleep of no time gives the processor away
+            time.sleep(seconds)
 
     def settle(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
         """The same: the host's times are known at once."""

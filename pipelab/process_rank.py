@@ -6,26 +6,31 @@ others are), `transport.processes` (how messages reach them).
 
 from typing import Any
 
+from pipelab.alarm import watched
 from pipelab.clock import make_clock, make_turn
 from pipelab.collector import collector_at_rest
-from pipelab.ranks import Job, Ranks, failure
-from pipelab.transport import Aborted
+from pipelab.ranks import Job, Ranks
 from pipelab.transport.processes import Processes, make_groups
 from pipelab.worker import Microbatches, Record
 from pipelab.world import World
 
 
+GRACE = 5.0
+"""Seconds that a rank waits longer than the timeout: whoever watches all ranks speaks first, and names the culprit."""
+
+
 class ProcessRank(Ranks):
-    """The one rank of a run that this process is. Its methods raise Aborted when another rank failed first."""
+    """The one rank of a run that this process is. It raises what its own work raises, or Aborted after another's."""
 
     def __init__(self, job: Job) -> None:
-        self.world = World(job.mesh.size, job.timeout)
+        patience = job.timeout + GRACE
+        self.world = World(job.mesh.size, patience)
         try:
             _, rank, _ = job.mesh.coordinates(self.world.rank)
             self.members = job.mesh.group("pp", self.world.rank)
             groups = make_groups(job.program, _pipelines(job), self.world)
             self.transport = Processes(
-                job.program, rank, groups, device=job.device, timeout=job.timeout, blocking=job.blocking
+                job.program, rank, groups, device=job.device, timeout=patience, blocking=job.blocking
             )
             clock = make_clock(job.clock, job.device, make_turn(job.device, self.world.turn()))
             super().__init__(job, [rank], self.transport, [clock])
@@ -40,6 +45,9 @@ class ProcessRank(Ranks):
         super().__enter__()
         self.resources.callback(self.world.close)
         self.resources.callback(self.transport.close)
+        (worker,) = self.workers
+        worker.recorder = self.resources.enter_context(watched(self.job.timeout))
+        worker.recorder.names = self.members
         return self
 
     def warm_up(self, batch: Microbatches) -> None:
@@ -50,15 +58,10 @@ class ProcessRank(Ranks):
     def _execute(self, batch: Microbatches) -> list[Record]:
         (worker,) = self.workers
         worker.clock.restart(self._origin)
-        try:
-            self.transport.begin(batch.inputs)
-            with collector_at_rest():
-                record = worker.run(batch)
-            taken = self.transport.finish()
-        except Aborted as reason:
-            raise Aborted(f"rank {worker.rank} stopped at {worker.at}: {reason}") from reason
-        except (Exception, SystemExit) as cause:
-            raise failure(worker, cause) from cause
+        self.transport.begin(batch.inputs)
+        with collector_at_rest():
+            record = worker.run(batch)
+        taken = self.transport.finish()
         if self.job.clock == "wall":
             record.spans = [
                 span._replace(end=max(span.end, taken[span.action] - self._origin)) if span.lane == "send" else span
@@ -71,6 +74,8 @@ class ProcessRank(Ranks):
         return self.world.pids
 
     def _agree(self, loss: float) -> float:
+        (worker,) = self.workers
+        worker.recorder.waiting("the end of the step", "its own", [r for r in range(len(self.members)) if r != worker.rank])
         losses, self._origin = self.world.meet(loss)
         return losses[self.members[self.job.program.placement.rank_of[-1]]]
 

@@ -28,17 +28,6 @@ from pipelab.watch import Watch, first_finding
 from pipelab.worker import Microbatches, Record, Worker, split_batch
 
 
-class RunError(RuntimeError):
-    """A run that failed: the sentence names the rank, what it was doing, and the cause."""
-
-
-def failure(worker: Worker, cause: BaseException) -> RunError:
-    """The error of a run in which this worker failed first."""
-    error = RunError(f"rank {worker.rank} failed at {worker.at}: {type(cause).__name__}: {cause}")
-    error.__cause__ = cause
-    return error
-
-
 @dataclass(frozen=True)
 class Job:
     """What is to be trained, and how: the same on every rank and every machine."""
@@ -93,7 +82,7 @@ class Ranks(ABC):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.resources.close()
+        self.resources.__exit__(*exception)  # type: ignore[arg-type]
 
     def split(self, step: int, batch: tuple[Tensor, Tensor]) -> Microbatches:
         """The micro-batches of a step, on the run's device."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelab.costs import Link
+from pipelab.launcher import launch, post
 from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import lower
 from pipelab.memory import Memory
@@ -23,7 +24,6 @@ from pipelab.process_rank import ProcessRank
 from pipelab.ranks import Job
 from pipelab.run import Run
 from pipelab.schedule import Schedule
-from pipelab.stand_in import launch
 from pipelab.trace import Trace, median_trace
 from pipelab.validate import validate
 from pipelab.virtual_ranks import VirtualRanks
@@ -31,6 +31,7 @@ from pipelab.worker import Record, split_batch
 from pipelab.world import is_rank
 
 Batch = tuple[Tensor, Tensor]
+OnStep = Callable[[int, float], None]
 
 CLOCKS = {"memory": "virtual", "gloo": "virtual", "nccl": "wall"}
 """The transports, and the clock of each unless said otherwise."""
@@ -55,7 +56,7 @@ def train(
     comm: str = "overlapped",
     link: Link = Link(),  # noqa: B008 (a frozen value)
     at: list[int] | None = None,
-    on_step: Callable[[int, float], None] | None = None,
+    on_step: OnStep | None = None,
     timeout: float = 600.0,
     watch: bool = False,
 ) -> Run:
@@ -94,11 +95,11 @@ def train(
     if transport in RULES:
         check_messages(job.program, RULES[transport], blocking=job.blocking)
     if transport in RULES and not is_rank():
-        return _launch(job, list(itertools.islice(batches, steps)))
+        return _launch(job, list(itertools.islice(batches, steps)), on_step)
     return _train(job, batches if steps is None else itertools.islice(batches, steps), on_step)
 
 
-def _train(job: Job, batches: Iterable[Batch], on_step: Callable[[int, float], None] | None = None) -> Run:
+def _train(job: Job, batches: Iterable[Batch], on_step: OnStep | None = None) -> Run:
     """Train in this process, which plays all ranks or one of them."""
     batches = iter(batches)
     first = next(batches, None)
@@ -133,12 +134,13 @@ def _train(job: Job, batches: Iterable[Batch], on_step: Callable[[int, float], N
     )
 
 
-def _launch(job: Job, batches: list[Batch]) -> Run:
+def _launch(job: Job, batches: list[Batch], on_step: OnStep | None) -> Run:
     """Train in processes of this host, one a rank, and bring the trained model back into the caller's own."""
     cut(job.model, job.program.schedule.stages, at=job.at)  # refuses what does not fit before a process is started
     for step, batch in enumerate(batches):
         split_batch(step, batch, job.program.schedule.microbatches)
-    run, *_ = launch(_train_rank, job, batches, ranks=job.mesh.size)
+    tell = None if on_step is None else lambda rank, done: on_step(*done)
+    run, *_ = launch(_train_rank, job, batches, ranks=job.mesh.size, timeout=job.timeout, on_post=tell)
     with torch.no_grad():
         for ours, trained in zip(_values(job.model), _values(run.model), strict=True):
             ours.copy_(trained)
@@ -147,8 +149,9 @@ def _launch(job: Job, batches: list[Batch]) -> Run:
 
 def _train_rank(job: Job, batches: list[Batch]) -> Run | None:
     """One rank of `_launch`; the first brings the run home."""
-    run = _train(job, batches)
-    return run if run.first else None
+    first = os.environ["RANK"] == "0"
+    run = _train(job, batches, (lambda step, loss: post((step, loss))) if first else None)
+    return run if first else None
 
 
 def _values(model: nn.Module) -> list[Tensor]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from pipelab.clock import make_clock, make_turn
 from pipelab.collector import collector_at_rest
-from pipelab.ranks import Job, Ranks, RunError, failure
+from pipelab.failure import Fate, RunError, deadlock, describe
+from pipelab.ranks import Job, Ranks
 from pipelab.transport import Aborted
 from pipelab.transport.memory import Mailboxes
 from pipelab.worker import Microbatches, Record
@@ -42,17 +43,26 @@ class VirtualRanks(Ranks):
             futures = [self.pool.submit(worker.run, batch) for worker in self.workers]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         if any(future.exception() for future in done):
+            whereabouts = self._whereabouts()
             self.mailboxes.abort()
             wait(futures)
-            raise self._failure(futures)
+            raise self._failure(futures, whereabouts)
         return [future.result() for future in futures]
 
-    def _failure(self, futures: list[Future[Record]]) -> RunError:
+    def _failure(self, futures: list[Future[Record]], whereabouts: str) -> RunError:
         for worker, future in zip(self.workers, futures, strict=True):
             cause = future.exception()
             if cause is not None and not isinstance(cause, Aborted):
-                return failure(worker, cause)
+                report = whereabouts if isinstance(cause, TimeoutError) else ""
+                error = RunError(f"rank {worker.rank} failed at {worker.at}: {type(cause).__name__}: {cause}", report)
+                error.__cause__ = cause
+                return error
         raise AssertionError("a run failed without a cause")
+
+    def _whereabouts(self) -> str:
+        """Who waited for whom."""
+        fates = [Fate(worker.rank, notes=worker.recorder.notes()) for worker in self.workers]
+        return "\n".join(filter(None, (describe(fates), deadlock({fate.rank: fate.last for fate in fates}))))
 
     @property
     def pids(self) -> tuple[int, ...]:
