@@ -39,6 +39,8 @@ RULES = {"gloo": "tag", "nccl": "issue order"}
 """How the libraries between processes match a send with its receive."""
 COMMUNICATION = ("overlapped", "blocking")
 
+SLOW_IMPORTS = ("pipelab.training", "torch._dynamo")  # the first optimizer of a process imports the second
+
 
 def train(
     model: nn.Sequential,
@@ -140,7 +142,9 @@ def _launch(job: Job, batches: list[Batch], on_step: OnStep | None) -> Run:
     for step, batch in enumerate(batches):
         split_batch(step, batch, job.program.schedule.microbatches)
     tell = None if on_step is None else lambda rank, done: on_step(*done)
-    run, *_ = launch(_train_rank, job, batches, ranks=job.mesh.size, timeout=job.timeout, on_post=tell)
+    run, *_ = launch(
+        _train_rank, job, batches, ranks=job.mesh.size, timeout=job.timeout, on_post=tell, preload=SLOW_IMPORTS
+    )
     with torch.no_grad():
         for ours, trained in zip(_values(job.model), _values(run.model), strict=True):
             ours.copy_(trained)

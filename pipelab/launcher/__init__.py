@@ -10,7 +10,7 @@ import os
 import pickle
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipelab.host import cores
@@ -34,6 +34,7 @@ def launch(
     timeout: float | None = 60.0,
     threads: int | None = None,
     on_post: Callable[[int, Any], None] | None = None,
+    preload: Sequence[str] = (),
 ) -> list[Any]:
     """Run `function(*arguments)` as `ranks` processes of this host, and give what each returns, by rank.
 
@@ -41,6 +42,7 @@ def launch(
     The function may be defined in a notebook cell. What the ranks print is shown as it comes, with the rank in front.
     `timeout` is how many seconds may pass without a sign of life of any rank (a recorded action, a post, a line):
     then the launch has failed; None waits for ever. `threads` is torch's threads in a rank (the cores, shared evenly).
+    `preload` names modules that are slow to import: that is done once, not in every rank of every launch.
     `on_post(rank, value)` receives, in this thread, what a rank sends with `pipelab.launcher.post`.
 
     Raises RunError when a rank raises, is killed, leaves early or hangs; ValueError for what cannot be launched.
@@ -63,7 +65,9 @@ def launch(
         "sources": _sources_without_files(),
         "threads": threads or max(1, cores() // ranks),
     }
-    with Team(_living_server(), ranks, _name(function), timeout, on_post) as team:
+    server = _living_server()
+    server.load(preload)
+    with Team(server, ranks, _name(function), timeout, on_post) as team:
         results = team.run(order)
     return [frames.unpack(result) for result in results]
 
