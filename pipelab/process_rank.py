@@ -4,8 +4,10 @@ Every rank calls `train` with the same arguments (SPMD: single program, multiple
 others are), `transport.processes` (how messages reach them).
 """
 
+from typing import Any
+
 from pipelab.alarm import watched
-from pipelab.clock import Turn, make_clock
+from pipelab.clock import make_clock, make_turn
 from pipelab.collector import collector_at_rest
 from pipelab.ranks import Job, Ranks
 from pipelab.transport.processes import Processes, make_groups
@@ -30,7 +32,7 @@ class ProcessRank(Ranks):
             self.transport = Processes(
                 job.program, rank, groups, device=job.device, timeout=patience, blocking=job.blocking
             )
-            clock = make_clock(job.clock, job.device, Turn(job.device, self.world.turn()))
+            clock = make_clock(job.clock, job.device, make_turn(job.device, self.world.turn()))
             super().__init__(job, [rank], self.transport, [clock])
             self.states = [[*layers.parameters(), *layers.buffers()] for layers in self.slices]
         except BaseException:
@@ -76,6 +78,9 @@ class ProcessRank(Ranks):
         worker.recorder.waiting("the end of the step", "its own", [r for r in range(len(self.members)) if r != worker.rank])
         losses, self._origin = self.world.meet(loss)
         return losses[self.members[self.job.program.placement.rank_of[-1]]]
+
+    def _of_all(self, mine: list[Any]) -> list[Any]:
+        return [each for theirs in self.world.everybody(mine) for each in theirs]
 
     def collect(self) -> list[list[Record]]:
         everyone = self.world.everybody([record for (record,) in self.history])

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from pipelab.partition import cut
 from pipelab.randomness import Randomness
 from pipelab.stage import Stage
 from pipelab.transport import Transport
+from pipelab.watch import Watch, first_finding
 from pipelab.worker import Microbatches, Record, Worker, split_batch
 
 
@@ -44,6 +45,7 @@ class Job:
     blocking: bool
     at: list[int] | None
     timeout: float
+    watch: bool = False
 
 
 class Ranks(ABC):
@@ -110,7 +112,13 @@ class Ranks(ABC):
     def _run(self, batch: Microbatches) -> list[Record]:
         for parameter in self.parameters:
             parameter.grad = None
-        return self._execute(batch)
+        records = self._execute(batch)
+        if self.job.watch:
+            findings = self._of_all([finding for record in records for finding in record.findings])
+            found = first_finding(findings, self.job.program.schedule)
+            if found is not None:  # before an optimizer spreads it
+                raise RunError(str(found))
+        return records
 
     @abstractmethod
     def _execute(self, batch: Microbatches) -> list[Record]:
@@ -124,6 +132,10 @@ class Ranks(ABC):
     @abstractmethod
     def _agree(self, loss: float) -> float:
         """The loss of the step, from what these ranks know of it."""
+
+    @abstractmethod
+    def _of_all(self, mine: list[Any]) -> list[Any]:
+        """The lists of all ranks, joined."""
 
     @abstractmethod
     def collect(self) -> list[list[Record]]:
@@ -148,6 +160,7 @@ def _stages(
             split=stage in split,
             randomness=randomness,
             meter=meter,
+            watch=Watch(rank, stage) if job.watch else None,
         )
         for stage in own
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from pipelab.action import B, F, I, Pair, W
+from pipelab.action import Action, B, F, I, Pair, W
 from pipelab.costs import Costs, middle
 from pipelab.formulas import formula
 from pipelab.memory import Memory
@@ -23,7 +23,8 @@ class Run:
     `traces` has one trace a step, `trace` the one of median makespan, and `memory` the activation bytes of that step
     (its `peaks` are over all steps). `clock` says whose seconds these are. `pids` has the process of each global rank,
     `first` is whether this process tells of the run. `cores` is how many processors the ranks shared, where that is
-    known, and `residual` by how many seconds the clocks of different hosts may be apart.
+    known, and `residual` by how many seconds the clocks of different hosts may be apart. `norms` has, for each step of
+    a watched run, the norm of every stage's output (under its F) and of its input's gradient (under its I).
     """
 
     schedule: Schedule
@@ -37,6 +38,7 @@ class Run:
     first: bool = True
     cores: int | None = None
     residual: float = 0.0
+    norms: tuple[dict[Action, float], ...] = ()
 
     def __repr__(self) -> str:
         step = f"{1e3 * self.step_seconds:.1f} ms a step in {self.clock_label}"

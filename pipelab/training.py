@@ -61,13 +61,15 @@ def train(
     at: list[int] | None = None,
     on_step: OnStep | None = None,
     timeout: float = 600.0,
+    watch: bool = False,
 ) -> Run:
     """Train `model`, cut into the schedule's stages, one step per batch; it is changed in place, as training does.
 
     `batches` gives (inputs, targets); each is cut into the schedule's M micro-batches. `steps` bounds how many are
     taken. `at` cuts the model by hand (first layer of each stage after the first). `link` models the time of messages;
     with comm="blocking" a rank waits until each has arrived, "overlapped" goes on. A warm-up step before the first
-    leaves no trace: parameters, buffers, generators and batches are as they were.
+    leaves no trace: parameters, buffers, generators and batches are as they were. With `watch` norms of activations and
+    gradients are noted (`Run.norms`), and the first value that is not finite ends the run, with its layer's name.
 
     transport="memory" plays all ranks in this process. With "gloo" (CPU) or "nccl" (a GPU each) they are processes: in
     one that torchrun started, `train` runs its rank, and every rank calls it with the same arguments; otherwise it
@@ -91,7 +93,7 @@ def train(
     job = Job(
         model=model, program=lower(schedule), mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
         transport=transport, clock=clock or CLOCKS[transport], link=link, blocking=comm == "blocking", at=at,
-        timeout=timeout,
+        timeout=timeout, watch=watch,
     )  # fmt: skip
     if transport in RULES:
         check_messages(job.program, RULES[transport], blocking=job.blocking)
@@ -131,6 +133,7 @@ def _train(job: Job, batches: Iterable[Batch], on_step: OnStep | None = None) ->
         first=job.transport == "memory" or os.environ["RANK"] == "0",
         cores=_cores() if job.device.type == "cpu" else None,
         residual=residual,
+        norms=tuple({a: norm for record in of_step for a, norm in record.norms.items()} for of_step in records),
     )
 
 

@@ -6,8 +6,9 @@ Read next: `worker` (what a rank does), `stage` (what it does it with).
 import os
 import time
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import Any
 
-from pipelab.clock import Turn, make_clock
+from pipelab.clock import make_clock, make_turn
 from pipelab.collector import collector_at_rest
 from pipelab.failure import Fate, RunError, deadlock, describe
 from pipelab.ranks import Job, Ranks
@@ -21,7 +22,7 @@ class VirtualRanks(Ranks):
 
     def __init__(self, job: Job) -> None:
         ranks = range(job.program.placement.ranks)
-        turn = Turn(job.device)
+        turn = make_turn(job.device)
         self.mailboxes = Mailboxes(job.timeout)
         super().__init__(job, ranks, self.mailboxes, [make_clock(job.clock, job.device, turn) for _ in ranks])
 
@@ -69,6 +70,9 @@ class VirtualRanks(Ranks):
 
     def _agree(self, loss: float) -> float:
         return loss
+
+    def _of_all(self, mine: list[Any]) -> list[Any]:
+        return mine
 
     def collect(self) -> list[list[Record]]:
         return self.history

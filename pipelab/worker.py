@@ -20,6 +20,7 @@ from pipelab.memory import ActivationMeter, Held
 from pipelab.stage import Stage
 from pipelab.trace import Span
 from pipelab.transport import Message, Transport
+from pipelab.watch import Finding
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Record:
     spans: list[Span] = field(default_factory=list)
     curve: list[tuple[float, int]] = field(default_factory=list)
     losses: dict[int, float] = field(default_factory=dict)
+    norms: dict[Action, float] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
 
     @property
     def peak(self) -> int:
@@ -91,6 +94,9 @@ class Worker:
                 self._work(step, batch, record, waited)
                 waited = None
         self.at = None
+        record.spans, record.curve = self.clock.settle(record.spans, record.curve)
+        for stage in self.stages.values():
+            self._watched(stage, record)
         assert not self._values, f"rank {self.rank} still holds {list(self._values)}"
         return record
 
@@ -152,6 +158,12 @@ class Worker:
 
     def _backward_weight(self, action: Action, batch: Microbatches, record: Record) -> None:
         self.stages[action.stage].backward_weight(action.microbatch)
+
+    def _watched(self, stage: Stage, record: Record) -> None:
+        if (watch := stage.watch) is not None:
+            watch.weights(stage.layers)
+            record.norms |= {Action(watch.stage, kind, m): norm for (kind, m), norm in watch.norms.items()}
+            record.findings += [watch.first] if watch.first is not None else []
 
     def _gradient(self, action: Action) -> Tensor | None:
         gradients = [self._input(action, source) for source in self._others(action)]

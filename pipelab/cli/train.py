@@ -50,6 +50,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--latency", type=duration, default=0, metavar="SECONDS", help="modelled, of each message (0)")
     command.add_argument("--bandwidth", type=duration, metavar="BYTES/S", help="modelled, of each link (unlimited)")
     command.add_argument("--check", action="store_true", help="in float64, compare with the uncut model")
+    command.add_argument("--watch", action="store_true", help="note norms, and name the first value that is not finite")
     command.add_argument("--html", type=writable, metavar="FILE", help="write a page with timeline and memory")
     command.add_argument("--trace", type=writable, metavar="FILE", help="write the trace as JSON")
     add_json(command)
@@ -140,6 +141,7 @@ def _train(options: argparse.Namespace, schedule: Any) -> tuple["Run", float | N
             comm=options.comm,
             link=Link(float(options.latency), float(options.bandwidth or "inf")),
             on_step=on_step,
+            watch=options.watch,
         )
     compare = uncut is not None and result.first
     return result, _difference(options, result, uncut, batches) if compare else None
@@ -160,6 +162,7 @@ def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches:
 
 def _figures(options: argparse.Namespace, result: "Run", difference: float | None) -> dict[str, Any]:
     mesh = result.mesh
+    watched = {"norms": {"activations": _norms(result, "F"), "gradients": _norms(result, "I")}} if options.watch else {}
     return {
         "schedule": result.schedule.name,
         "mesh": {"pp": mesh.pp, "tp": mesh.tp, "dp": mesh.dp},
@@ -172,6 +175,7 @@ def _figures(options: argparse.Namespace, result: "Run", difference: float | Non
         "bubble": result.bubbles(),
         "peak_activation_bytes": result.memory.peaks,
         "max_parameter_difference": difference,
+        **watched,
     }
 
 
@@ -187,9 +191,21 @@ def _summary(result: "Run", difference: float | None) -> list[tuple[str, str]]:
         rows.append(("formula", "these values lie outside its domain"))
     peaks = " ".join(f"{peak / 2**20:.2f}" for peak in result.memory.peaks)
     rows.append(("peak activations", f"{peaks} MiB by rank"))
+    for kind, what in (("F", "activations"), ("I", "gradients")):
+        if norms := _norms(result, kind):
+            rows.append((f"norm, {what}", f"{' '.join(f'{norm:.3g}' for norm in norms)} by stage, last step"))
     if difference is not None:
         rows.append(("check", f"parameters differ from the uncut model by at most {difference:g}"))
     return rows
+
+
+def _norms(result: "Run", kind: str) -> list[float]:
+    """Of a watched run: each stage's largest norm in the last step; the first stage gives no gradient."""
+    largest: dict[int, float] = {}
+    for action, norm in result.norms[-1].items():
+        if action.kind == kind:
+            largest[action.stage] = max(norm, largest.get(action.stage, 0.0))
+    return [largest[stage] for stage in sorted(largest)]
 
 
 def _print_figures(result: "Run", difference: float | None) -> None:
