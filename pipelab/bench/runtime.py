@@ -29,7 +29,7 @@ MICROBATCHES = 8
 
 def compare_runtimes(*, quick: bool = False) -> Iterator[dict[str, Any]]:
     """One row a schedule, number of ranks and work: the median of torch's step time over ours."""
-    from pipelab.stand_in import launch
+    from pipelab.launcher import launch
 
     names = QUICK if quick else tuple(SCHEDULES)
     for ranks in (2,) if quick else (2, 4):
