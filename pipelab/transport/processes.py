@@ -31,8 +31,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.com
 
 
 Times = dict[tuple[str, Action], tuple[float | None, float]]
-"""What a transport measured: for a lane ("send" or "recv") and a message (by its send) the start, if it is known, and the
-end, by `time.perf_counter`."""
+"""What a transport measured: for a lane ("send" or "recv") and a message, by its send: its start, if that is known, and
+its end, by `time.perf_counter`."""
 
 
 class Layout(NamedTuple):
