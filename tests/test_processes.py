@@ -1,7 +1,10 @@
 """Ranks as processes: the same losses, parameters and memory as in one process, by the messages of gloo."""
 
 import gc
+import json
 import os
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -287,3 +290,42 @@ def test_no_thread_no_connection_and_no_file_is_left_by_a_run():
     first, *_, last = as_processes(count, ranks=2)
     assert first == last
     assert last[1:] == ([], [])
+
+
+# ---- from a shell
+
+
+def torchrun(folder: Path, *arguments: object, options: tuple[str, ...]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "pipelab", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, **pipes)
+
+
+def test_two_torchruns_as_if_on_two_hosts_make_one_pipeline_that_prints_once(tmp_path):
+    with socket.create_server(("localhost", 0)) as probe:
+        port = probe.getsockname()[1]
+    hosts = [
+        torchrun(
+            tmp_path,
+            *("train", "--schedule", "zb-h1", "--pp", 2, "--microbatches", 4, "--steps", 2, "--model", "tiny"),
+            *("--rows", 1, "--data", "arithmetic", "--transport", "gloo", "--check", "--json"),
+            options=(
+                *("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "one"),
+                *("--rdzv-endpoint", f"localhost:{port}", "--local-addr", "localhost"),
+            ),
+        )
+        for _ in range(2)
+    ]
+    try:
+        answers = [host.communicate(timeout=120) for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    assert [host.returncode for host in hosts] == [0, 0], answers
+    (printed,) = [out for out, _ in answers if out]
+    figures = json.loads(printed)
+    assert figures["max_parameter_difference"] == 0
+    assert len(set(figures["pids"])) == 2
+    assert len(figures["losses"]) == 2
+    assert not list(tmp_path.iterdir())
