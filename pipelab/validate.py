@@ -5,7 +5,7 @@ Read next: `formulas` (what theory says of it) or `simulate` (how long it takes)
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from itertools import islice
 from operator import itemgetter
 from typing import Any
 
@@ -52,7 +52,8 @@ def complete(schedule: Schedule) -> bool:
 
 
 def _row_is_complete(row: Sequence[Element], stages: Sequence[int], microbatches: int) -> bool:
-    actions = list(chain.from_iterable(map(parts, row))) if Pair in set(map(type, row)) else row
+    pairs = Pair in set(map(type, row))
+    actions = [action for element in row for action in parts(element)] if pairs else row
     if len(set(actions)) != len(actions):
         return False  # something is doubled
     numbers = set(map(itemgetter(2), actions))

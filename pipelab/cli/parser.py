@@ -105,8 +105,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Fraction):
         return number(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def percent(bubble: Any) -> str:
-    """A bubble for people."""
-    return f"{100 * float(bubble):.1f} %"

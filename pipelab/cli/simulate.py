@@ -6,7 +6,7 @@ A file has one line a rank, actions separated by blanks, as in: 0F0 0F1 0B0 0B1
 import argparse
 from typing import Any
 
-from pipelab.cli.parser import add_json, duration, percent, print_json
+from pipelab.cli.parser import add_json, duration, print_json
 from pipelab.cli.progress import elapsed
 from pipelab.cli.shape import add_shape, asked_schedule, special
 from pipelab.costs import Costs
@@ -80,6 +80,7 @@ def _print_figures(
     schedule: Schedule, trace: Trace, closed_form: dict[str, Any] | None, bound: tuple[str, Any] | None
 ) -> None:
     from pipelab.show.text import timeline_text
+    from pipelab.show.units import percent
 
     print(timeline_text(trace))
     if closed_form:

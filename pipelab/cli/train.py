@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pipelab.cli.parser import CommandError, add_json, count, duration, percent, print_json, seed, writable
+from pipelab.cli.parser import CommandError, add_json, count, duration, print_json, seed, writable
 from pipelab.cli.shape import add_special, special
 from pipelab.costs import Costs
 from pipelab.mesh import Mesh
@@ -161,6 +161,8 @@ def _figures(options: argparse.Namespace, result: "Run", difference: float | Non
 
 def _summary(result: "Run", difference: float | None) -> list[tuple[str, str]]:
     """What a person wants to read, as (what, figure) with the unit and the clock."""
+    from pipelab.show.units import percent
+
     bubbles = result.bubbles()
     rows = [("loss", f"{result.losses[0]:.3f} in the first step, {result.losses[-1]:.3f} in the last")]
     rows.append(("step", f"{1e3 * result.step_seconds:.1f} ms ({result.clock} time, median)"))
