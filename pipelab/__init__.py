@@ -24,6 +24,7 @@ from pipelab.trace import Span, Trace
 from pipelab.validate import validate
 
 if TYPE_CHECKING:
+    from pipelab.launcher import launch
     from pipelab.run import Run
     from pipelab.show.timeline import compare, timeline
     from pipelab.training import train
@@ -46,6 +47,7 @@ __all__ = [
     "build",
     "compare",
     "formula",
+    "launch",
     "lower",
     "simulate",
     "timeline",
@@ -55,6 +57,7 @@ __all__ = [
 
 _FETCHED_ON_USE = {
     "Run": "pipelab.run",
+    "launch": "pipelab.launcher",
     "train": "pipelab.training",
     "compare": "pipelab.show.timeline",
     "timeline": "pipelab.show.timeline",

@@ -15,6 +15,7 @@ from pipelab.action import W
 from pipelab.clock import Clock, Turn, VirtualClock, WallClock, undisturbed
 from pipelab.collector import collector_at_rest
 from pipelab.costs import Link
+from pipelab.failure import Fate, RunError, deadlock, describe
 from pipelab.loss import Loss, count_targets
 from pipelab.lower import Program
 from pipelab.memory import ActivationMeter
@@ -25,10 +26,6 @@ from pipelab.stage import Stage
 from pipelab.transport import Aborted
 from pipelab.transport.memory import Mailboxes
 from pipelab.worker import Microbatches, Record, Worker, split_batch
-
-
-class RunError(RuntimeError):
-    """A run that failed: the sentence names the rank, what it was doing, and the cause."""
 
 
 class VirtualRanks:
@@ -95,19 +92,26 @@ class VirtualRanks:
             futures = [self.pool.submit(worker.run, batch) for worker in self.workers]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         if any(future.exception() for future in done):
+            whereabouts = self._whereabouts()
             self.mailboxes.abort()
             wait(futures)
-            raise self._failure(futures)
+            raise self._failure(futures, whereabouts)
         return [future.result() for future in futures]
 
-    def _failure(self, futures: list[Future[Record]]) -> RunError:
+    def _failure(self, futures: list[Future[Record]], whereabouts: str) -> RunError:
         for worker, future in zip(self.workers, futures, strict=True):
             cause = future.exception()
             if cause is not None and not isinstance(cause, Aborted):
-                error = RunError(f"rank {worker.rank} failed at {worker.at}: {type(cause).__name__}: {cause}")
+                report = whereabouts if isinstance(cause, TimeoutError) else ""
+                error = RunError(f"rank {worker.rank} failed at {worker.at}: {type(cause).__name__}: {cause}", report)
                 error.__cause__ = cause
                 return error
         raise AssertionError("a run failed without a cause")
+
+    def _whereabouts(self) -> str:
+        """Who waited for whom."""
+        fates = [Fate(worker.rank, notes=worker.recorder.notes()) for worker in self.workers]
+        return "\n".join(filter(None, (describe(fates), deadlock({fate.rank: fate.last for fate in fates}))))
 
 
 def _stages(

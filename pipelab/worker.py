@@ -13,6 +13,7 @@ from pipelab.action import Action, B, Element, F, I, W, parts
 from pipelab.clock import Clock
 from pipelab.costs import Link
 from pipelab.dependencies import GIVES, Value, sources
+from pipelab.flight_recorder import FlightRecorder
 from pipelab.lower import CARRIES, RECEIVED_FROM, Program
 from pipelab.memory import ActivationMeter, Held
 from pipelab.stage import Stage
@@ -49,7 +50,7 @@ class Worker:
 
     def __init__(
         self, rank: int, program: Program, stages: Mapping[int, Stage], *,
-        transport: Transport, clock: Clock, meter: ActivationMeter, link: Link,
+        transport: Transport, clock: Clock, meter: ActivationMeter, link: Link, recorder: FlightRecorder | None = None,
     ) -> None:  # fmt: skip
         self.rank = rank
         self.program = program
@@ -58,6 +59,7 @@ class Worker:
         self.clock = clock
         self.meter = meter
         self.link = link
+        self.recorder = recorder or FlightRecorder()
         self.at: Element | None = None
         self._values: dict[Action, tuple[Tensor, Action, Held | None]] = {}
         self._sent = {(s.stage, CARRIES[s.kind]) for e in program.rows[rank] for s in parts(e) if s.kind in CARRIES}
@@ -86,6 +88,7 @@ class Worker:
         return record
 
     def _work(self, element: Element, batch: Microbatches, record: Record, waited: Action | None) -> None:
+        self.recorder.running(element)
         self.meter.restart_peak()
         outputs, start, end = self.clock.run(
             lambda: [self._compute[action.kind](action, batch, record) for action in parts(element)]
@@ -101,6 +104,7 @@ class Worker:
 
     def _receive(self, step: Action, record: Record) -> Action | None:
         send = self.program.peer(step)
+        self.recorder.waiting(step, send, (self.program.placement.rank_of[send.stage],))
         began = self.clock.now
         tensor, arrival, giver = self.transport.receive(send)
         self.clock.wait_until(arrival)
