@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 from pipelab.action import COMPUTE, Action, B, Element, I, Pair, W, parse_element, parts
 from pipelab.placement import Placement
@@ -76,10 +77,9 @@ class Schedule:
         0F0 0B0 0F1 0B1
         """
         refuse_too_many(placement.stages, microbatches)
-        rows = (_counted(word(rank)) for rank in range(placement.ranks))
-        if drop_rest:
-            rows = (_without_rest(row, microbatches) for row in rows)
-        return cls(name, placement, microbatches, tuple(map(tuple, rows)))
+        below = microbatches if drop_rest else MOST_ACTIONS
+        rows = (tuple(_counted(word(rank), below)) for rank in range(placement.ranks))
+        return cls(name, placement, microbatches, tuple(rows))
 
     def to_text(self) -> str:
         """One line a rank, actions separated by blanks.
@@ -171,27 +171,28 @@ def stagger(*streams: tuple[Sequence[Letter], int]) -> list[Letter]:
     return [letter for _, _, letter in sorted(timed)]
 
 
-def _counted(word: Word) -> Iterator[Element]:
+def _counted(word: Word, below: int) -> Iterator[Element]:
+    """The letters with their micro-batches, those `below` a number; what is left of a pair stands alone."""
     counters: dict[Letter, Iterator[int]] = defaultdict(count)
+    make: Any = tuple.__new__  # a million actions a second
 
-    def numbered(stage: int, kind: str) -> Action:
-        if kind == B:
-            next(counters[stage, W])
-            return Action(stage, B, next(counters[stage, I]))
-        return Action(stage, kind, next(counters[stage, kind]))
+    def number(letter: Letter) -> int:
+        if letter[1] != B:
+            return next(counters[letter])
+        next(counters[letter[0], W])
+        return next(counters[letter[0], I])
 
-    for first, second in word:
+    letter: Any
+    for letter in word:
+        first, second = letter
         if first.__class__ is int:
-            yield numbered(first, second)  # type: ignore[arg-type]
+            m = number(letter) if second == B else next(counters[letter])
+            if m < below:
+                yield make(Action, (first, second, m))
         else:
-            yield Pair(numbered(*first), numbered(*second))  # type: ignore[misc]
-
-
-def _without_rest(row: Iterable[Element], microbatches: int) -> Iterator[Element]:
-    for element in row:
-        kept = [action for action in parts(element) if action.microbatch < microbatches]
-        if kept:
-            yield element if len(kept) == len(parts(element)) else kept[0]
+            kept = [Action(stage, kind, m) for stage, kind in letter if (m := number((stage, kind))) < below]
+            if kept:
+                yield Pair(*kept) if len(kept) == 2 else kept[0]
 
 
 def _parse_cell(word: str, rank: int, position: int) -> Element:

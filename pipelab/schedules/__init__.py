@@ -10,6 +10,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+from pipelab.collector import collector_at_rest
 from pipelab.schedule import Schedule, refuse_too_many
 from pipelab.schedules.dualpipe_v import dualpipe_v
 from pipelab.schedules.gpipe import gpipe
@@ -74,7 +75,8 @@ def build(name: str, ranks: int, microbatches: int, chunks: int | None = None, *
         )
         raise ValueError(f"{name} has {words} a rank: got chunks={chunks}; {remedy}")
     refuse_too_many(ranks * fixed, microbatches, kinds_of(name))
-    return GENERATORS[name](ranks, microbatches, **options)
+    with collector_at_rest():
+        return GENERATORS[name](ranks, microbatches, **options)
 
 
 def chunks_of(name: str) -> int | str:
