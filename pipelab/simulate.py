@@ -11,7 +11,6 @@ from math import lcm
 from numbers import Rational
 
 from pipelab.action import Action, Element, parts
-from pipelab.collector import collector_at_rest
 from pipelab.costs import Costs, Durations
 from pipelab.dependencies import GIVES, dataflow
 from pipelab.engine import Inputs, Stuck, play
@@ -90,7 +89,6 @@ def _in_lanes(row: Iterable[Span], givers: Mapping[Action, Action], costs: Costs
         clock = span.end
 
 
-@collector_at_rest()
 def _play_in_ticks(
     rows: Sequence[Sequence[Element]], inputs: Inputs, durations: Durations, microbatches: int
 ) -> tuple[list[list[Span]], int]:
