@@ -33,12 +33,12 @@ class Span(NamedTuple):
     waiting_for: Action | None = None
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class Trace:
     """The spans of one step of a schedule on P ranks. Times are in the unit of the costs, or in seconds.
 
-    *busy* is F, B, I, W and R only; *ideal* is the busy time of the busiest rank. The times of `counted` are in ticks,
-    so many to one unit: the simulator counts fractions in whole numbers, and only who asks for `spans` gets them all.
+    *busy* is F, B, I, W and R only; *ideal* is the busy time of the busiest rank. The simulator gives times in whole
+    `ticks`, so many to one unit: only who asks for `.spans` gets them all as fractions.
 
     >>> from pipelab import Costs, build, simulate
     >>> trace = simulate(build("1f1b", ranks=4, microbatches=8), Costs.uniform())
@@ -50,7 +50,14 @@ class Trace:
     clock: str
     chunks: tuple[int, ...]
     counted: tuple[Span, ...]
-    ticks: int = 1
+    ticks: int
+
+    def __init__(
+        self, schedule: str, clock: str, chunks: tuple[int, ...], spans: tuple[Span, ...], ticks: int = 1
+    ) -> None:
+        values = {"schedule": schedule, "clock": clock, "chunks": chunks, "counted": spans, "ticks": ticks}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)  # the class is frozen
 
     @property
     def ranks(self) -> int:
