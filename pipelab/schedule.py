@@ -11,11 +11,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelab.action import COMPUTE, Action, B, Element, I, Pair, W, parse_element, parts
 from pipelab.grid import grid
 from pipelab.placement import Placement
+
+if TYPE_CHECKING:
+    from pipelab.costs import Costs
+    from pipelab.rule import Rule
+    from pipelab.trace import Number
 
 Letter = tuple[int, str]
 """(stage, kind): an action before its micro-batch is counted."""
@@ -102,6 +107,32 @@ class Schedule:
         if drop_rest:
             rows = [tuple(_without_rest(row, microbatches)) for row in rows]
         return cls(name, placement, microbatches, tuple(rows))
+
+    @classmethod
+    def from_rule(
+        cls,
+        name: str,
+        placement: Placement,
+        microbatches: int,
+        order: "str | Rule",
+        in_flight: "Number | Sequence[Number] | None" = None,
+        costs: "Costs | None" = None,
+    ) -> "Schedule":
+        """Let every free rank pick its next action by a rule: the first kind in `order` that may run now.
+
+        `order` names F and B, or F, I and W: "IFW" is "I before F before W"; or it is a function (see `rule`).
+        `in_flight` bounds the micro-batches that a rank holds, one number or one per rank. `costs` say when what
+        arrives (uniform unless given). Raises ScheduleError where the rule gets stuck, ValueError for wrong arguments.
+
+        >>> print(Schedule.from_rule("mine", Placement.loop(2), 3, "BF", in_flight=[2, 1]))
+        0F0 0F1 0B0 0F2 0B1 0B2
+        1F0 1B0 1F1 1B1 1F2 1B2
+        """
+        from pipelab.rule import word_by_rule  # a rule asks what is needed first, and so knows what a schedule is
+
+        refuse_too_many(placement.stages, microbatches, kinds=3)
+        words = word_by_rule(placement, microbatches, order, in_flight, costs)
+        return cls.from_words(name, placement, microbatches, words.__getitem__)
 
     def to_text(self) -> str:
         """One line a rank, actions separated by blanks.
