@@ -80,12 +80,13 @@ def _misplaced(schedule: Schedule) -> Iterator[Finding]:
     for rank, position, action in schedule.actions():
         where = f"rank {rank}, position {position}: {action}"
         if not 0 <= action.stage < schedule.stages:
-            yield f"{where} names a stage that is not there; the stages are 0..{schedule.stages - 1}", rank, position
+            last = schedule.stages - 1
+            yield f"{where} names a stage that is not there; the stages are 0..{last}; leave it out", rank, position
         elif not 0 <= action.microbatch < schedule.microbatches:
             last = schedule.microbatches - 1
-            yield f"{where} names a micro-batch that is not there; they are 0..{last}", rank, position
+            yield f"{where} names a micro-batch that is not there; they are 0..{last}; leave it out", rank, position
         elif action.kind not in (F, B, I, W):
-            yield f"{where} is not compute work; a schedule holds F, B, I and W only", rank, position
+            yield f"{where} is not compute work; a schedule holds F, B, I and W only; leave it out", rank, position
         elif schedule.placement.rank_of[action.stage] != rank:
             owner = schedule.placement.rank_of[action.stage]
             yield f"{where} is misplaced: rank {owner} holds stage {action.stage}; move it there", rank, position

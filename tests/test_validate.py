@@ -240,10 +240,14 @@ def test_a_schedule_that_names_what_is_not_there_is_refused():
             validate(Schedule("hand-made", Placement.loop(ranks, stages // ranks), microbatches, rows))
         return error.value.reasons
 
-    assert refused(["0F0 0B0 1F0"]) == ["rank 0, position 2: 1F0 names a stage that is not there; the stages are 0..0"]
-    assert refused(["0F0 0B1"]) == ["rank 0, position 1: 0B1 names a micro-batch that is not there; they are 0..0"]
+    assert refused(["0F0 0B0 1F0"]) == [
+        "rank 0, position 2: 1F0 names a stage that is not there; the stages are 0..0; leave it out"
+    ]
+    assert refused(["0F0 0B1"]) == [
+        "rank 0, position 1: 0B1 names a micro-batch that is not there; they are 0..0; leave it out"
+    ]
     assert refused(["0F0 0B0 0SEND_F0"]) == [
-        "rank 0, position 2: 0SEND_F0 is not compute work; a schedule holds F, B, I and W only"
+        "rank 0, position 2: 0SEND_F0 is not compute work; a schedule holds F, B, I and W only; leave it out"
     ]
     assert refused(["0F0 0B0", ""]) == ["there are 2 rows for 1 ranks; give one row a rank"]
 
