@@ -19,6 +19,7 @@ from pipelab.mesh import Mesh
 from pipelab.placement import Placement
 from pipelab.schedule import Schedule, ScheduleError
 from pipelab.schedules import SCHEDULES, build
+from pipelab.score import score
 from pipelab.simulate import simulate
 from pipelab.trace import Span, Trace
 from pipelab.validate import validate
@@ -49,6 +50,7 @@ __all__ = [
     "formula",
     "launch",
     "lower",
+    "score",
     "simulate",
     "timeline",
     "train",

@@ -15,6 +15,7 @@ from pipelab.costs import Costs, Durations
 from pipelab.dependencies import GIVES, dataflow
 from pipelab.engine import Inputs, Stuck, play
 from pipelab.lower import CARRIES, RECEIVED_FROM, Program, message_flow
+from pipelab.placement import Placement
 from pipelab.schedule import Schedule
 from pipelab.trace import Number, Span, Trace, in_time
 from pipelab.validate import complete, validate
@@ -31,19 +32,28 @@ def simulate(schedule: Schedule, costs: Costs) -> Trace:
     """
     if not complete(schedule):
         validate(schedule)
-    rank_of = schedule.placement.rank_of
-    inputs = {
-        (stage, kind): [
-            (source, 0 if rank_of[source[0]] == rank_of[stage] else costs.latency(source)) for source in sources
-        ]
-        for (stage, kind), sources in dataflow(schedule.stages).items()
-    }
+    inputs = arrivals(schedule.placement, costs)
     try:
         rows, ticks = _play_in_ticks(schedule.rows, inputs, costs.durations(schedule.placement), schedule.microbatches)
     except Stuck:
         validate(schedule)
         raise
     return Trace(schedule.name, "simulated", schedule.placement.chunks_per_rank(), tuple(chain(*rows)), ticks)
+
+
+def arrivals(placement: Placement, costs: Costs) -> Inputs:
+    """For each (stage, kind) what it needs, and how long that is on its way: a hop between ranks, nothing within one.
+
+    >>> arrivals(Placement.loop(2), Costs.uniform(hop=3))[1, "B"]
+    [((1, 'F'), 0)]
+    """
+    rank_of = placement.rank_of
+    return {
+        (stage, kind): [
+            (source, 0 if rank_of[source[0]] == rank_of[stage] else costs.latency(source)) for source in sources
+        ]
+        for (stage, kind), sources in dataflow(placement.stages).items()
+    }
 
 
 def simulate_program(program: Program, costs: Costs) -> Trace:

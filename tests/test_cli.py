@@ -210,6 +210,15 @@ def test_a_file_that_is_no_schedule_is_refused_with_reasons_that_name_the_action
     assert_refused(answer, REFUSED_ROWS[rows], lines=40)
 
 
+@pytest.mark.parametrize("rows", ["0F0 0B0 hello", "0F0 0I0", "0B0 0F0", "0F0 0B0 0F1 0B1\n1F1 1B1 1F0 1B0"])
+def test_a_refused_file_shows_its_rows_with_a_caret(rows, pipelab, tmp_path):
+    file = tmp_path / "rows.txt"
+    file.write_text(rows, encoding="utf-8")
+    for command in ("simulate", "train", "export"):
+        answer = pipelab(command, "--file", file)
+        assert_refused(answer, "rank 0: ", "^", lines=40)
+
+
 def test_reasons_without_end_are_cut_at_forty_lines(pipelab, tmp_path):
     file = tmp_path / "rows.txt"
     file.write_text("\n".join(f"{rank}F0 {rank}F99" for rank in range(99)))
@@ -287,6 +296,11 @@ def test_wrong_input_of_simulate_is_named_in_a_sentence(more, words, pipelab):
         (["--debug"], ["--debug"]),
         (["train"], ["--schedule", "--microbatches"]),
         (["train", "--schedule", "1f1b"], ["--microbatches"]),
+        (["train", "--file", "x", "--schedule", "1f1b"], ["--file says all", "leave out", "1f1b"]),
+        (["train", "--file", "x", "--pp", 2], ["--file says all", "leave out --pp"]),
+        (["train", "--file", "x", "--microbatches", 2], ["--file says all", "leave out --microbatches"]),
+        (["train", "--file", "x", "--chunks", 2], ["leave out --chunks"]),
+        (["train", "--file", "nowhere.txt"], ["--file nowhere.txt cannot be read"]),
     ],
 )
 def test_a_command_that_is_not_complete_or_not_there_is_named_with_the_remedy(arguments, words, pipelab):
@@ -361,6 +375,15 @@ def test_a_modelled_link_lengthens_the_step(pipelab):
     assert pipelab(*train(*shape, "--latency", 1)).json["step_seconds"] > 2
     slow = pipelab(*train(*shape, "--bandwidth", "1e3", "--dtype", "float64")).json["step_seconds"]
     assert slow > 2 * 16 * 32 * 8 / 1e3
+
+
+def test_rows_of_ones_own_are_trained(pipelab, tmp_path):
+    file = tmp_path / "1f1b.txt"  # a name that has a formula, which these rows have not
+    file.write_text("0F0 0F2 0F1 0I2 0I0 0B1 0W2 0W0\n1F0 1F2 1B2 1F1 1B0 1B1\n")
+    answer = pipelab(*TINY, "--file", file, "--steps", 2, "--check", "--json").json
+    assert (answer["schedule"], answer["mesh"]["pp"], len(answer["losses"])) == ("1f1b (file)", 2, 2)
+    assert answer["max_parameter_difference"] < 1e-9 and answer["bubble"]["formula"] is None
+    assert pipelab("simulate", "--file", file, "--json").json["microbatches"] == 3
 
 
 def test_trace_and_page_are_written(pipelab, tmp_path):

@@ -4,14 +4,17 @@ import argparse
 import copy
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelab.cli.parser import CommandError, add_json, count, duration, print_json, seed, writable
-from pipelab.cli.shape import add_special, special
+from pipelab.cli.shape import add_special, schedule_from_file, special
 from pipelab.costs import Costs
 from pipelab.mesh import Mesh
+from pipelab.schedule import Schedule
 from pipelab.schedules import SCHEDULES, build
 from pipelab.trace import BUBBLES
+from pipelab.validate import validate
 
 if TYPE_CHECKING:
     from pipelab.run import Run
@@ -25,7 +28,9 @@ TOLERANCE = 1e-9
 def add_options(command: argparse.ArgumentParser) -> None:
     """The options of `pipelab train`."""
     command.add_argument("--schedule", metavar="NAME", help=f"one of {', '.join(SCHEDULES)}")
-    for axis, what in (("pp", "pipeline ranks"), ("tp", "tensor shards"), ("dp", "replicas")):
+    command.add_argument("--file", type=Path, help="read the rows from this file instead, one line a rank")
+    command.add_argument("--pp", type=count, metavar="N", help="number of pipeline ranks (1)")
+    for axis, what in (("tp", "tensor shards"), ("dp", "replicas")):
         command.add_argument(f"--{axis}", type=count, default=1, metavar="N", help=f"number of {what} (1)")
     command.add_argument("--chunks", type=count, metavar="V", help="stages a rank, where the schedule takes it")
     add_special(command)
@@ -52,11 +57,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, print what was measured, and give 1 when --check found a difference."""
-    for option in ("schedule", "microbatches"):
-        if getattr(options, option) is None:
-            raise CommandError(f"--{option} is missing; as in: {EXAMPLE}")
-    more = special(options, options.schedule, Costs.uniform())
-    schedule = build(options.schedule, options.pp, options.microbatches, options.chunks, **more)
+    schedule = _asked_schedule(options)
     _refuse_what_is_not_there(options)
     run_, difference = _train(options, schedule)
     if options.trace:
@@ -73,6 +74,20 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _asked_schedule(options: argparse.Namespace) -> Schedule:
+    """The schedule by name, or from a file, which then says pp and micro-batches too."""
+    if options.file is not None:
+        schedule = validate(schedule_from_file(options))
+        options.pp, options.microbatches = schedule.ranks, schedule.microbatches
+        return schedule
+    for option in ("schedule", "microbatches"):
+        if getattr(options, option) is None:
+            raise CommandError(f"--{option} is missing; as in: {EXAMPLE}")
+    options.pp = options.pp or 1
+    more = special(options, options.schedule, Costs.uniform())
+    return build(options.schedule, options.pp, options.microbatches, options.chunks, **more)
+
+
 def _refuse_what_is_not_there(options: argparse.Namespace) -> None:
     import torch
 
@@ -87,7 +102,7 @@ def _refuse_what_is_not_there(options: argparse.Namespace) -> None:
         raise CommandError("--bandwidth must be positive: got 0; leave it out for an unlimited one")
 
 
-def _train(options: argparse.Namespace, schedule: Any) -> tuple["Run", float | None]:
+def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", float | None]:
     """The run, and with --check its largest difference from the uncut model."""
     import torch
     from tqdm import tqdm

@@ -69,7 +69,7 @@ class Problem:
             raise ValueError(
                 f"weight_memory is the share of a micro-batch held from I to W, from 0 to 1: got {weight_memory!r}"
             )
-        one, weight, limits = _memory(_per_rank(ranks, microbatches, memory_limit), Fraction(weight_memory))
+        one, weight, limits = _memory(limit_per_rank(ranks, microbatches, memory_limit), Fraction(weight_memory))
         costs = Costs.uniform() if costs is None else costs
         if not isinstance(costs, Costs):
             raise ValueError(f"costs are pl.Costs, as Costs.uniform() or Costs.per_stage(...): got {costs!r}")
@@ -119,17 +119,23 @@ class Problem:
         return all(peak <= limit for peak, limit in zip(self.peaks(rows), self.limits, strict=True))
 
 
-def _per_rank(ranks: int, microbatches: int, limit: Number | Sequence[Number] | None) -> list[Fraction]:
-    """One limit a rank; more than all M micro-batches is the same as M."""
+def limit_per_rank(
+    ranks: int, microbatches: int, limit: Number | Sequence[Number] | None, what: str = "memory_limit"
+) -> list[Fraction]:
+    """One limit a rank; more than all M micro-batches is the same as M. Raises ValueError that names `what` it limits.
+
+    >>> [str(limit) for limit in limit_per_rank(2, 4, [1.5, 9])]
+    ['3/2', '4']
+    """
     given: Any = [ranks] * ranks if limit is None else [limit] * ranks if _is_real(limit) else limit
     if not isinstance(given, Sequence) or isinstance(given, str) or not all(map(_is_real, given)):
-        raise ValueError(f"memory_limit is a number of micro-batches, or a list of one per rank: got {limit!r}")
+        raise ValueError(f"{what} is a number of micro-batches, or a list of one per rank: got {limit!r}")
     if len(given) != ranks:
-        raise ValueError(f"memory_limit has {len(given)} numbers for {ranks} ranks; give one per rank, or one for all")
+        raise ValueError(f"{what} has {len(given)} numbers for {ranks} ranks; give one per rank, or one for all")
     for rank, value in enumerate(given):
         if not value >= 1:
             raise ValueError(
-                f"memory_limit is {value} on rank {rank}, but a rank holds at least the one micro-batch it works on;"
+                f"{what} is {value} on rank {rank}, but a rank holds at least the one micro-batch it works on;"
                 " give 1 or more"
             )
     return [Fraction(min(value, microbatches)) for value in given]
