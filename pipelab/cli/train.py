@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelab.cli.parser import CommandError, add_json, count, duration, print_json, seed, writable
-from pipelab.cli.shape import add_special, special
-from pipelab.cli.parser import CommandError, add_json, count, duration, percent, print_json, seed, writable
 from pipelab.cli.shape import add_special, schedule_from_file, special
 from pipelab.costs import Costs
 from pipelab.mesh import Mesh
