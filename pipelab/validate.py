@@ -10,6 +10,7 @@ from itertools import islice
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from pipelab import wait_for
 from pipelab.action import Action, B, Element, F, I, Pair, W, parts
 from pipelab.dependencies import GIVES, dataflow, needs
 from pipelab.engine import Stuck, play
@@ -188,12 +189,9 @@ def _wait(
 
 
 def cycle(found: Sequence[Wait]) -> tuple[Wait, ...]:
-    """Who waits for whom, followed until a rank comes up again: each waits for the next, the last for the first."""
+    """Of these waits those in a circle: each waits for the next, the last for the first."""
     of_rank = {wait.rank: wait for wait in found}
-    path = [found[0]]
-    while of_rank[path[-1].on] not in path:
-        path.append(of_rank[path[-1].on])
-    return tuple(path[path.index(of_rank[path[-1].on]) :])
+    return tuple(of_rank[rank] for rank in wait_for.cycle({wait.rank: (wait.on,) for wait in found}))
 
 
 MOST_TRIED = 20_000

@@ -380,7 +380,7 @@ def test_a_modelled_link_lengthens_the_step(pipelab):
 def test_rows_of_ones_own_are_trained(pipelab, tmp_path):
     file = tmp_path / "1f1b.txt"  # a name that has a formula, which these rows have not
     file.write_text("0F0 0F2 0F1 0I2 0I0 0B1 0W2 0W0\n1F0 1F2 1B2 1F1 1B0 1B1\n")
-    answer = pipelab(*TINY, "--file", file, "--steps", 2, "--check", "--json").json
+    answer = json.loads(pipelab(*TINY, "--file", file, "--steps", 2, "--check", "--json").out)
     assert (answer["schedule"], answer["mesh"]["pp"], len(answer["losses"])) == ("1f1b (file)", 2, 2)
     assert answer["max_parameter_difference"] < 1e-9 and answer["bubble"]["formula"] is None
     assert pipelab("simulate", "--file", file, "--json").json["microbatches"] == 3
