@@ -9,7 +9,7 @@ peaks; and an entry is passed over only where its lower bound says that nothing 
 Read next: `improve`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from itertools import chain, combinations, islice, product
 from math import comb, floor
@@ -64,10 +64,18 @@ LEVELS, GLANCES = 200_000, 300_000
 
 
 def _main(problem: Problem) -> Steps:
-    """The same for all ranks: quarters of P and the first few counts; on small shapes all counts of micro-batches."""
+    """The same for all ranks: quarters of P and the first few counts, on small shapes all counts of micro-batches.
+
+    With several chunks there is nothing but local search to do, from a few orders: a few steps are enough.
+    """
     P, M = problem.ranks, problem.microbatches
-    counts = range(1, M + 1) if problem.actions <= SMALL else (1, 2, 3, M)
-    for step in chain(map(Fraction, counts), (Fraction(n * P, 4) for n in range(1, 13))):
+    counts: Sequence[int] = (1, 2, 3, M)
+    quarters: Sequence[int] = range(1, 13)
+    if problem.chunks > 1:
+        counts, quarters = (M,), (2, 4, 8)
+    elif problem.actions <= SMALL:
+        counts = range(1, M + 1)
+    for step in chain(map(Fraction, counts), (Fraction(n * P, 4) for n in quarters)):
         if 1 <= step <= M:
             yield (step,) * P
 

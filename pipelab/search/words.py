@@ -40,7 +40,11 @@ def words(problem: Problem) -> Iterator[Rows]:
     FFFIWIWIW
     """
     M = problem.microbatches
-    groups = [M] if problem.chunks == 1 else [M, *takewhile(lambda size: size < M, (2**n for n in range(M)))]
+    groups = (
+        [M]
+        if problem.chunks == 1
+        else [M, *takewhile(lambda size: size < M and size <= problem.ranks, (4**n for n in range(M)))]
+    )
     for size in groups:
         wholes = list(_named(problem, size))
         rests = list(_named(problem, M % size)) if M % size else wholes
