@@ -5,7 +5,7 @@ the waves of the published heuristic (`waves`); then neighbours trade places (`i
 limit of a fixed list (`ladder`), so that more memory can only help. `bound` says what none can beat.
 
 Orders are timed by the engine that also simulates. Only `greedy` and `waves` have clocks of their own, because what
-they do next depends on the time; a test holds them equal to `simulate`.
+they do next depends on the time; a test holds them to `simulate`, which is earlier only where a rule waits in vain.
 
 Read next: `problem`.
 """
@@ -148,10 +148,10 @@ def _search(problem: Problem, effort: int, named: Known, enough: Number) -> Know
     """Turn the dials and send the waves within these limits, then let the best rows improve; or less, by effort."""
     best = named
     for played in _played(problem, effort):
-        length = problem.length(played.ends)
-        if length < best.length:
-            best = Known(length, problem.numbered(played.rows))
-            if length <= enough:
+        if problem.length(played.ends) < best.length:
+            rows = problem.numbered(played.rows)
+            best = Known(problem.measure(problem.play(rows)), rows)
+            if best.length <= enough:
                 return best
     plays = min(PLAYS, REPLAYED // problem.actions)
     if effort < THOROUGH or plays < FEWEST:
