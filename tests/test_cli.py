@@ -117,7 +117,8 @@ SIMULATE_FIELDS = [
 def test_simulate_gives_exactly_the_fields_of_the_contract(name, pipelab):
     answer = pipelab("simulate", name, "--ranks", 4, "--microbatches", 8, "--json").json
     trace = pl.simulate(pl.build(name, 4, 8), pl.Costs.uniform())
-    assert list(answer) == SIMULATE_FIELDS
+    more = ["objective", "lower_bound", "gap"] if name == "zb-auto" else []
+    assert list(answer) == SIMULATE_FIELDS + more
     assert set(answer["bubble"]) == BUBBLES
     assert answer["formula"] is None or set(answer["formula"]) == BUBBLES
     assert (answer["schedule"], answer["ranks"], answer["microbatches"]) == (name, 4, 8)
@@ -126,6 +127,13 @@ def test_simulate_gives_exactly_the_fields_of_the_contract(name, pipelab):
     assert answer["bubble"] == {kind: pytest.approx(float(trace.bubble(kind)), abs=1e-15) for kind in BUBBLES}
     assert answer["makespan"] == trace.makespan
     assert answer["peak_in_flight"] == list(trace.peak_in_flight)
+
+
+@pytest.mark.parametrize("chunks, bound", [(1, 27), (2, 24)])
+def test_simulate_zb_auto_says_how_far_it_is_from_the_bound(pipelab, chunks, bound):
+    answer = pipelab("simulate", "zb-auto", "--ranks", 4, "--microbatches", 8, "--chunks", chunks, "--json").json
+    assert (answer["stages"], answer["span"]) == (4 * chunks, bound)
+    assert (answer["objective"], answer["lower_bound"], answer["gap"]) == ("span", bound, 0)
 
 
 def types_of(value: object) -> set[type]:

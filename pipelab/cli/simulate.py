@@ -35,9 +35,9 @@ def run(options: argparse.Namespace) -> None:
         trace = simulate(schedule, costs)
     closed_form = None if options.file else _formula(options, schedule)
     if options.json:
-        print_json(_figures(schedule, trace, closed_form))
+        print_json(_figures(schedule, trace, closed_form) | _found(options, costs, trace))
     else:
-        _print_figures(schedule, trace, closed_form, _bound(options, costs))
+        _print_figures(schedule, trace, closed_form, _found(options, costs, trace))
 
 
 def _formula(options: argparse.Namespace, schedule: Schedule) -> dict[str, Any] | None:
@@ -66,26 +66,28 @@ def _figures(schedule: Schedule, trace: Trace, closed_form: dict[str, Any] | Non
     }
 
 
-def _bound(options: argparse.Namespace, costs: Costs) -> tuple[str, Any] | None:
-    """For the schedule that is searched for: its objective, and what no order can beat."""
+def _found(options: argparse.Namespace, costs: Costs, trace: Trace) -> dict[str, Any]:
+    """For the schedule that is searched for: the bound that no order can beat, and how far from it this one is."""
     if options.schedule != "zb-auto":
-        return None
-    from pipelab.search import lower_bound
+        return {}
+    from pipelab.search import gap, lower_bound
 
     asked = special(options, options.schedule, costs)
-    return options.objective or "span", lower_bound(options.ranks, options.microbatches, **asked)
+    bound = lower_bound(options.ranks, options.microbatches, **asked, chunks=options.chunks or 1)
+    length = trace.makespan if options.objective == "step" else trace.span
+    return {"objective": options.objective or "span", "lower_bound": number(bound), "gap": number(gap(length, bound))}
 
 
-def _print_figures(
-    schedule: Schedule, trace: Trace, closed_form: dict[str, Any] | None, bound: tuple[str, Any] | None
-) -> None:
+def _print_figures(schedule: Schedule, trace: Trace, closed_form: dict[str, Any] | None, found: dict[str, Any]) -> None:
     from pipelab.show.text import timeline_text
     from pipelab.show.units import percent
 
     print(timeline_text(trace))
     if closed_form:
         print("by formula: " + ", ".join(f"{kind} {percent(closed_form[kind])}" for kind in BUBBLES))
-    if bound is not None:
-        print(f"lower bound of the {bound[0]}, with one stage a rank: {float(bound[1]):.6g}")
+    if found:
+        stages = "one stage" if schedule.stages == schedule.ranks else f"{schedule.stages // schedule.ranks} stages"
+        least = f"lower bound of the {found['objective']}, with {stages} a rank: {found['lower_bound']:.6g}"
+        print(f"{least}, gap {percent(found['gap'])}")
     held = " ".join(f"{float(peak):g}" for peak in trace.peak_in_flight)
     print(f"peak in flight by rank, in micro-batches: {held}")
