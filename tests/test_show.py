@@ -18,8 +18,8 @@ from pipelab.show import compare, in_flight_curve, report_html, timeline, timeli
 from pipelab.show.memory import memory_panel
 from pipelab.show.palette import INK, LOOKS, lighter
 from pipelab.show.raster import majority
-from pipelab.show.units import Unit
 from pipelab.simulate import simulate_program
+from pipelab.units import Unit
 
 # plotly 6's own templates use what it deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:.*scattermapbox:DeprecationWarning")
