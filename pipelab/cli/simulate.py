@@ -80,7 +80,7 @@ def _print_figures(
     schedule: Schedule, trace: Trace, closed_form: dict[str, Any] | None, bound: tuple[str, Any] | None
 ) -> None:
     from pipelab.show.text import timeline_text
-    from pipelab.show.units import percent
+    from pipelab.units import percent
 
     print(timeline_text(trace))
     if closed_form:

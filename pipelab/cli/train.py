@@ -161,7 +161,7 @@ def _figures(options: argparse.Namespace, result: "Run", difference: float | Non
 
 def _summary(result: "Run", difference: float | None) -> list[tuple[str, str]]:
     """What a person wants to read, as (what, figure) with the unit and the clock."""
-    from pipelab.show.units import percent
+    from pipelab.units import percent
 
     bubbles = result.bubbles()
     rows = [("loss", f"{result.losses[0]:.3f} in the first step, {result.losses[-1]:.3f} in the last")]
