@@ -269,12 +269,12 @@ def test_the_paragraph_of_1f1b():
     assert str(pl.explain(named("1f1b"))) == (
         "1f1b on 4 ranks takes 33 in simulated time: 24 (work of each rank) + 9 (waiting that this order "
         "forces). All ranks together are idle for 36, 27.3 % of the step: 6 before a rank's first action "
-        "(warm-up), 12 after its last one (cool-down) and 18 for results of other ranks (dependency). The "
-        "longest pause between two actions is rank 0's before 0B0, 6: it waits for 1B0 from rank 1, which is "
-        "late because 3B0, 2B0 and 1B0 run one after another. A critical path: 0F0, 1F0, 2F0, rank 3 from 3F0 "
-        "to 3B7 without a pause (24), 2B7, 1B7, 0B7. Of 14 simulated changes this one helps most: "
-        "interleaved-zb (2 chunks a rank, the backward split), 25.5 instead of 33, if stages can be cut in "
-        "equal parts and B splits into equal halves at no cost."
+        "(warm-up), 12 after its last one (cool-down) and 18 for results of other ranks (dependency). No "
+        "pause between two actions is longer than rank 0's before 0B0, 6: it waits for 1B0 from rank 1, which "
+        "is late because 3B0, 2B0 and 1B0 run one after another. A critical path: 0F0, 1F0, 2F0, rank 3 from "
+        "3F0 to 3B7 without a pause (24), 2B7, 1B7, 0B7. Of 14 simulated changes none helps more than "
+        "interleaved-zb (2 chunks a rank, the backward split): 25.5 instead of 33, if stages can be cut in "
+        "equal parts and B splits into equal halves at no cost; it takes no more memory."
     )
 
 

@@ -23,7 +23,7 @@ from pipelab.trace import Number, Trace, plain
 from pipelab.units import rank_of
 from pipelab.validate import complete
 
-MOST_ACTIONS = 50_000
+MOST_ACTIONS = 20_000
 MOST_SEARCHED = 1024
 OTHER_TRAINING = ("pipedream",)
 """Not proposed: what it trains is not the same."""

@@ -123,9 +123,8 @@ def _longest(trace: Trace, pauses: Sequence[Pause], unit: Unit) -> str:
     pause = max(inner, key=lambda pause: pause.length)
     giver, home = pause.waiting_for, rank_of(trace)
     where = f" from rank {home[giver.stage]}" if giver and giver.stage in home else ""
-    said = (
-        f"The longest pause between two actions is rank {pause.rank}'s before {pause.before}, {unit.text(pause.length)}"
-    )
+    said = f"No pause between two actions is longer than rank {pause.rank}'s before {pause.before}, "
+    said += unit.text(pause.length)
     return f"{said}: it waits for {pause.waiting_for}{where}, {_late(pause)}."
 
 
@@ -179,19 +178,19 @@ def _advice(explanation: "Explanation", unit: Unit) -> str:
         return f"None of {_count(len(tried), 'simulated change')} makes it shorter." if tried else ""
     peak = plain(max(explanation.trace.peak_in_flight))
     best, fits = helps[0], next((change for change in helps if change.peak <= peak), None)
-    said = f"Of {_count(len(tried), 'simulated change')} this one helps most: {_change(best, peak, unit)}."
+    said = f"Of {_count(len(tried), 'simulated change')} none helps more than {_change(best, peak, unit)}"
     if best.peak <= peak:
-        return said
-    return (
-        f"{said} In no more memory: {_change(fits, peak, unit)}." if fits else f"{said} In no more memory, none helps."
-    )
+        return f"{said}; it takes no more memory."
+    if fits is None:
+        return f"{said}. Within the memory that it takes now, none helps."
+    return f"{said}. Within the memory that it takes now, none helps more than {_change(fits, peak, unit)}."
 
 
 def _change(change: Change, peak: Number, unit: Unit) -> str:
     before = plain(change.trace.makespan + change.gain)
-    said = f"{change.what}, {unit.text(change.trace.makespan)} instead of {unit.text(before)}"
+    said = f"{change.what}: {unit.text(change.trace.makespan)} instead of {unit.text(before)}"
     if change.peak > peak:
-        said += f", with {digits(number(change.peak))} instead of {digits(number(peak))} micro-batches in memory"
+        said += f", with {digits(number(change.peak))} micro-batches in memory instead of {digits(number(peak))}"
     return said + (f", if {change.assumes}" if change.assumes else "")
 
 
