@@ -300,3 +300,10 @@ def test_there_is_a_paragraph_a_table_and_a_dict_for_any_trace(trace):
     why = pl.explain(trace)
     assert str(why).endswith(".") and "| all |" in why._repr_markdown_() and trace.schedule in repr(why)
     assert json.loads(json.dumps(why.as_dict(), default=float))["text"] == str(why)
+
+
+def test_a_path_says_what_it_does_not_know():
+    spans = (span(0, "0F0", 0, 1), span(0, "0B0", 3, 4))
+    assert "A critical path: 0F0, 0B0 and 2 s in which the trace shows nothing." in str(
+        pl.explain(Trace("slow host", "wall", (1,), spans))
+    )

@@ -12,7 +12,6 @@ from pipelab.cli.parser import (
     add_json,
     count,
     duration,
-   
     print_explanation,
     print_json,
     seed,

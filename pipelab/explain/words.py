@@ -33,7 +33,7 @@ OF_TERM = {
     ORDER: "waiting that this order forces",
     COMMUNICATION: "messages",
     IMBALANCE: "unequal stages",
-    JITTER: "jitter",
+    JITTER: "jitter or overhead",
 }
 OF_CAUSE = {
     WARM_UP: "before a rank's first action (warm-up)",
@@ -41,7 +41,7 @@ OF_CAUSE = {
     DEPENDENCY: "for results of other ranks (dependency)",
     COMMUNICATION: "for messages (communication)",
     IMBALANCE: "because stages are unequal (imbalance)",
-    JITTER: "by chance (jitter)",
+    JITTER: "by chance or overhead (jitter)",
 }
 
 
@@ -116,7 +116,7 @@ def _idle(trace: Trace, idle: Sequence[Mapping[str, Number]], unit: Unit) -> str
 
 
 def _longest(trace: Trace, pauses: Sequence[Pause], unit: Unit) -> str:
-    """The longest pause between two actions of a rank, what ended it, and what went on meanwhile."""
+    """The longest pause between two actions of a rank, what it waited for, and why that was late."""
     inner = [pause for pause in pauses if pause.where == DEPENDENCY and pause.waiting_for is not None]
     if not inner or max(pause.length for pause in inner) < trace.makespan / 100:
         return ""
@@ -148,6 +148,9 @@ def _path(path: Sequence[Leg], unit: Unit) -> str:
     hops = [leg for leg in path if leg.kind == "hop"]
     stays = [list(legs) for works, legs in groupby(path, key=_stay) if works is not None]
     between = f", and between them {_count(len(hops), 'hop')} ({unit.text(_length(hops))})" if hops else ""
+    nothing = [leg for leg in path if leg.kind == "nothing"]
+    if _length(nothing) > WORTH_SAYING * (path[-1].end - path[0].start):
+        between += f" and {unit.text(_length(nothing))} in which the trace shows nothing"
     if len(stays) <= MOST_STAYS:
         return f"A critical path: {', '.join(_stay_words(stay, unit) for stay in stays)}{between}."
     ranks, actions = len({stay[0].rank for stay in stays}), sum(map(len, stays))
