@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelab.action import Action, Pair
 from pipelab.costs import Costs, Link
+from pipelab.explain import explain
 from pipelab.formulas import formula
 from pipelab.lower import lower
 from pipelab.mesh import Mesh
@@ -47,6 +48,7 @@ __all__ = [
     "Trace",
     "build",
     "compare",
+    "explain",
     "formula",
     "launch",
     "lower",

@@ -174,6 +174,21 @@ def test_the_last_of_two_values_wins(pipelab):
     assert pipelab(*simulate("--ranks", 2, "--json")).json["ranks"] == 2
 
 
+def test_explain_says_where_the_time_goes_and_only_when_asked(pipelab):
+    plain, asked = (pipelab("simulate", "1f1b", "--ranks", 4, "--microbatches", 8, *more, "--json").json
+                    for more in ([], ["--explain"]))  # fmt: skip
+    why = asked.pop("explanation")
+    assert asked == plain
+    assert why["makespan"] == {"work": 24, "order": 9, "communication": 0, "imbalance": 0, "jitter": 0}
+    assert [sum(idle.values()) for idle in why["idle"]] == [9] * 4
+    assert sum(leg["end"] - leg["start"] for leg in why["critical_path"]) == 33 and why["difference"] is None
+    said = pipelab("simulate", "1f1b", "--ranks", 4, "--microbatches", 8, "--explain").out
+    assert (
+        " ".join(why["text"].split()) in " ".join(said.split())
+        and "rank 3        3          6           0    9" in said
+    )
+
+
 def test_a_file_of_rows_is_simulated_with_placement_read_from_it(pipelab, tmp_path):
     rows = tmp_path / "zb.txt"
     rows.write_text("# a comment\n" + pl.build("zb-h1", 3, 5).to_text() + "\n\n")
@@ -342,6 +357,16 @@ def test_train_check_gives_exactly_the_fields_of_the_contract_and_no_difference(
 
 def test_without_check_there_is_no_difference_to_report(pipelab):
     assert pipelab(*train("--json")).json["max_parameter_difference"] is None
+
+
+def test_train_explains_the_run_against_its_replay(pipelab):
+    answer = pipelab(*train("--explain", "--json")).json
+    why = answer["explanation"]
+    assert why["text"].startswith("1f1b in virtual time takes ") and "in simulated time" in why["text"]
+    for idle in why["idle"]:
+        assert min(idle.values()) >= 0
+    replayed = why["difference"]
+    assert set(replayed) == {"work", "order", "communication", "imbalance", "jitter"}
 
 
 def test_check_runs_in_float64_whatever_dtype_says(pipelab):

@@ -96,7 +96,7 @@ def test_lab_01_holds_with_other_parameters(tmp_path, parameters):
     assert result.ok, result.error
 
 
-@pytest.mark.parametrize("number", ["02", "03", "04", "06"])
+@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06"])
 def test_the_other_labs_hold_with_two_ranks_and_an_odd_number_of_micro_batches(tmp_path, number):
     lab = find_labs(number)[0]
     result = run_lab(lab, tmp_path / lab.name, {"ranks": 2, "microbatches": 5, "model": "tiny", "steps": 1})
@@ -238,3 +238,11 @@ def test_exercise_06_begins_unsolved_and_can_be_solved(schedule, reached):
 def test_exercise_07_begins_unsolved_and_can_be_solved(rows, reached):
     lines = said("07", ["imports", "my-rows", "my-check"], my_rows=rows).splitlines()
     assert [number for number in (1, 2, 3) if f"target {number}: reached" in lines] == reached
+
+
+WARMUPS = [([3, 2, 1, 0], 0), ([4, 3, 2, 0], 1), ([5, 4, 2, 0], 1), ([6, 4, 2, 0], 0), ([0, 1], 0)]
+
+
+@pytest.mark.parametrize(("warmup", "reached"), WARMUPS)
+def test_exercise_05_begins_unsolved_and_can_be_solved(warmup, reached):
+    assert said("05", ["imports", "my-warmup", "my-check"], my_warmup=warmup).count("reached") == reached

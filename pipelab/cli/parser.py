@@ -7,11 +7,15 @@ import math
 import re
 import sys
 import tempfile
+import textwrap
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipelab.trace import number
+
+if TYPE_CHECKING:
+    from pipelab.explain import Explanation
 
 LONGEST_TIME = 10**99
 _TIME = re.compile(r"\d{1,40}/\d{1,40}|(\d{1,40}(\.\d{0,40})?|\.\d{1,40})(e[+-]?\d{1,2})?", re.ASCII | re.IGNORECASE)
@@ -90,6 +94,23 @@ def writable(text: str) -> Path:
 def add_json(command: argparse.ArgumentParser) -> None:
     """The option --json."""
     command.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else")
+
+
+def add_explain(command: argparse.ArgumentParser) -> None:
+    """The option --explain."""
+    what = "say where the time goes, and which change would help most"
+    command.add_argument("--explain", action="store_true", help=what)
+
+
+def print_explanation(explanation: "Explanation | None") -> None:
+    """The paragraph, in lines, and the idle time by rank and cause; nothing without an explanation."""
+    if explanation is not None:
+        from pipelab.show.idle import idle_text
+
+        print()
+        print(textwrap.fill(str(explanation), 100, break_on_hyphens=False, break_long_words=False))
+        print()
+        print(idle_text(explanation))
 
 
 def print_json(value: Any) -> None:

@@ -6,10 +6,11 @@ A file has one line a rank, actions separated by blanks, as in: 0F0 0F1 0B0 0B1
 import argparse
 from typing import Any
 
-from pipelab.cli.parser import add_json, duration, print_json
+from pipelab.cli.parser import add_explain, add_json, duration, print_explanation, print_json
 from pipelab.cli.progress import elapsed
 from pipelab.cli.shape import add_shape, asked_schedule, special
 from pipelab.costs import Costs
+from pipelab.explain import explain
 from pipelab.formulas import formula
 from pipelab.schedule import Schedule
 from pipelab.simulate import simulate
@@ -24,6 +25,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     for kind, what in (("F", "forward"), ("I", "input gradient"), ("W", "weight gradient")):
         command.add_argument(f"--{kind}", type=duration, default=1, metavar="TIME", help=f"{what} of a rank (1)")
     command.add_argument("--hop", type=duration, default=0, metavar="TIME", help="latency between ranks (0)")
+    add_explain(command)
     add_json(command)
 
 
@@ -34,10 +36,14 @@ def run(options: argparse.Namespace) -> None:
         schedule = asked_schedule(options, costs)
         trace = simulate(schedule, costs)
     closed_form = None if options.file else _formula(options, schedule)
+    with elapsed("explaining"):
+        explanation = explain(trace) if options.explain else None
     if options.json:
-        print_json(_figures(schedule, trace, closed_form) | _found(options, costs, trace))
+        more = {"explanation": explanation.as_dict()} if explanation else {}
+        print_json(_figures(schedule, trace, closed_form) | _found(options, costs, trace) | more)
     else:
         _print_figures(schedule, trace, closed_form, _found(options, costs, trace))
+        print_explanation(explanation)
 
 
 def _formula(options: argparse.Namespace, schedule: Schedule) -> dict[str, Any] | None:
@@ -80,7 +86,7 @@ def _found(options: argparse.Namespace, costs: Costs, trace: Trace) -> dict[str,
 
 def _print_figures(schedule: Schedule, trace: Trace, closed_form: dict[str, Any] | None, found: dict[str, Any]) -> None:
     from pipelab.show.text import timeline_text
-    from pipelab.show.units import percent
+    from pipelab.units import percent
 
     print(timeline_text(trace))
     if closed_form:

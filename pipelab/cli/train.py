@@ -7,9 +7,20 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelab.cli.parser import CommandError, add_json, count, duration, print_json, seed, writable
+from pipelab.cli.parser import (
+    CommandError,
+    add_explain,
+    add_json,
+    count,
+    duration,
+    print_explanation,
+    print_json,
+    seed,
+    writable,
+)
 from pipelab.cli.shape import add_special, schedule_from_file, special
 from pipelab.costs import Costs
+from pipelab.explain import explain
 from pipelab.mesh import Mesh
 from pipelab.schedule import Schedule
 from pipelab.schedules import SCHEDULES, build
@@ -50,6 +61,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--latency", type=duration, default=0, metavar="SECONDS", help="modelled, of each message (0)")
     command.add_argument("--bandwidth", type=duration, metavar="BYTES/S", help="modelled, of each link (unlimited)")
     command.add_argument("--check", action="store_true", help="in float64, compare with the uncut model")
+    add_explain(command)
     command.add_argument("--html", type=writable, metavar="FILE", help="write a page with timeline and memory")
     command.add_argument("--trace", type=writable, metavar="FILE", help="write the trace as JSON")
     add_json(command)
@@ -64,10 +76,13 @@ def run(options: argparse.Namespace) -> int:
         options.trace.write_text(run_.trace.to_json())
     if options.html:
         _write_html(options, run_, difference)
+    explanation = explain(run_.trace, against=run_.replay()) if options.explain else None
     if options.json:
-        print_json(_figures(options, run_, difference))
+        more = {"explanation": explanation.as_dict()} if explanation else {}
+        print_json(_figures(options, run_, difference) | more)
     else:
         _print_figures(run_, difference)
+        print_explanation(explanation)
     if difference is not None and not difference <= TOLERANCE:
         print(f"pipelab train: --check: parameters differ from the uncut model by {difference:g}", file=sys.stderr)
         return 1
@@ -176,7 +191,7 @@ def _figures(options: argparse.Namespace, result: "Run", difference: float | Non
 
 def _summary(result: "Run", difference: float | None) -> list[tuple[str, str]]:
     """What a person wants to read, as (what, figure) with the unit and the clock."""
-    from pipelab.show.units import percent
+    from pipelab.units import percent
 
     bubbles = result.bubbles()
     rows = [("loss", f"{result.losses[0]:.3f} in the first step, {result.losses[-1]:.3f} in the last")]

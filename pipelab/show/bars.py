@@ -8,8 +8,8 @@ from pipelab.action import Action, parts
 from pipelab.lower import peer
 from pipelab.show.palette import EDGE, IDLE, INK, lighter, look, order
 from pipelab.show.raster import majority, stretches
-from pipelab.show.units import Unit, chunk_of, origin, rank_of
 from pipelab.trace import Number, Span, Trace, number
+from pipelab.units import Unit, chunk_of, origin, rank_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -5,8 +5,8 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from pipelab.show.palette import RANK_COLOURS, RANK_DASHES
-from pipelab.show.units import Unit, digits, origin
 from pipelab.trace import Number, Trace, in_flight, number, plain
+from pipelab.units import Unit, digits, origin
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -10,8 +10,8 @@ from pipelab.action import parts
 from pipelab.show.bars import Axis, timeline_traces
 from pipelab.show.memory import Curve, memory_panel
 from pipelab.show.palette import GRID, INK, PAPER
-from pipelab.show.units import CLOCK_NAMES, Unit, figures_text, finding, time_unit
 from pipelab.trace import Trace
+from pipelab.units import CLOCK_NAMES, Unit, figures_text, finding, time_unit
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
