@@ -196,7 +196,7 @@ class _Watch(threading.Thread):
         self._counts[rank] = said.pop("count", self._counts.get(rank, 0))
         if said.pop("answer", False):
             self._answered.add(rank)
-        notes = [Note(*note[:4], tuple(note[4])) for note in said.pop("notes", ())]
+        notes = [Note._make([*note[:-1], tuple(note[-1])]) for note in said.pop("notes", ())]
         return replace(self._fates[rank], **said, notes=notes or self._fates[rank].notes)
 
     def _learn(self, rank: int, line: socket.socket | None, fate: Fate) -> None:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from pipelab.host import cores
 from pipelab.launcher import frames
 from pipelab.launcher.rank import post, recorder
 from pipelab.launcher.server import Server
@@ -60,7 +61,7 @@ def launch(
         "path": [path or os.getcwd() for path in sys.path],
         "folder": os.getcwd(),
         "sources": _sources_without_files(),
-        "threads": threads or max(1, _cores() // ranks),
+        "threads": threads or max(1, cores() // ranks),
     }
     with Team(_living_server(), ranks, _name(function), timeout, on_post) as team:
         results = team.run(order)
@@ -90,10 +91,6 @@ def _sources_without_files() -> dict[str, Any]:
     """The source of notebook cells, so that a rank's traceback can show the line."""
     cells = {name: entry for name, entry in linecache.cache.items() if len(entry) > 1 and not os.path.exists(name)}
     return {name: (entry[0], None, entry[2], entry[3]) for name, entry in cells.items()}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _living_server() -> Server:
