@@ -1,8 +1,8 @@
 """What does recording cost? Steps with and without spans, bytes and the flight recorder, one after the other.
 
 The seconds are processor time of the process, all ranks together, so that other programs do not disturb them much.
-The activation meter works in the first step of a shape alone, which is not among these; its row tells what it would cost
-in every step.
+The activation meter works in the first step of a shape alone, which is not among these; its row tells what it would
+cost in every step.
 """
 
 import time

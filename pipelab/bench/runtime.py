@@ -27,13 +27,13 @@ WORKS = ("tiny", "lab")
 MICROBATCHES = 8
 
 
-def compare_runtimes(*, quick: bool = False) -> Iterator[dict[str, Any]]:
+def compare_runtimes(*, quick: bool = False, works: tuple[str, ...] = WORKS) -> Iterator[dict[str, Any]]:
     """One row a schedule, number of ranks and work: the median of torch's step time over ours."""
     from pipelab.launcher import launch
 
     names = QUICK if quick else tuple(SCHEDULES)
     for ranks in (2,) if quick else (2, 4):
-        rows, *_ = launch(_rows, names, 6 if quick else 20, ranks=ranks, timeout=300, threads=1)
+        rows, *_ = launch(_rows, names, works, 6 if quick else 20, ranks=ranks, timeout=300, threads=1)
         yield from rows
 
 
@@ -48,7 +48,7 @@ def geometric_mean(ratios: list[float]) -> float:
     return float(product ** (1 / len(ratios)))
 
 
-def _rows(names: tuple[str, ...], steps: int) -> list[dict[str, Any]]:
+def _rows(names: tuple[str, ...], works: tuple[str, ...], steps: int) -> list[dict[str, Any]]:
     """One process: every case, in the order in which all processes take them."""
     import torch.distributed as dist
 
@@ -64,7 +64,7 @@ def _rows(names: tuple[str, ...], steps: int) -> list[dict[str, Any]]:
                 "torch_over_ours": _ratio(name, work, steps),
             }
             for name in names
-            for work in WORKS
+            for work in works
         ]
     finally:
         world.close()

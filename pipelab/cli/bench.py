@@ -13,8 +13,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     """The options of `pipelab bench`."""
     what = (
         "simulate: actions a second of the simulators; replay: measured bubble beside the replayed one;"
-        " launch: seconds until all ranks have met; runtime: step time of torch's runtime over ours; split: (I + W) / B;"
-        " recorder: a recorded step over an unrecorded one"
+        " launch: seconds until all ranks have met; runtime: step time of torch's runtime over ours;"
+        " split: (I + W) / B; recorder: a recorded step over an unrecorded one"
     )
     command.add_argument("what", choices=list(BENCHES), help=what)
     command.add_argument("--actions", type=count, default=100_000, help="simulate: of each schedule (100000)")
