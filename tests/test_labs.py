@@ -96,7 +96,7 @@ def test_lab_01_holds_with_other_parameters(tmp_path, parameters):
     assert result.ok, result.error
 
 
-@pytest.mark.parametrize("number", ["02", "03", "04"])
+@pytest.mark.parametrize("number", ["02", "03", "04", "11"])
 def test_the_other_labs_hold_with_two_ranks_and_an_odd_number_of_micro_batches(tmp_path, number):
     lab = find_labs(number)[0]
     result = run_lab(lab, tmp_path / lab.name, {"ranks": 2, "microbatches": 5, "model": "tiny", "steps": 1})
@@ -184,3 +184,8 @@ def test_exercise_03_begins_unsolved_and_can_be_solved(schedule, reached):
 @pytest.mark.parametrize(("limits", "reached"), [([4] * 4, 0), ([6, 4, 3, 3], 1), ([7, 5, 4, 4], 1), ([7, 7, 7, 7], 0)])
 def test_exercise_04_begins_unsolved_and_can_be_solved(limits, reached):
     assert said("04", ["imports", "my-limits", "my-check"], my_limits=limits).count("reached") == reached
+
+
+@pytest.mark.parametrize(("places", "reached"), [([3, 6], 1), ([2, 6], 2), ([1, 4], 0), ([2, 5], 1)])
+def test_exercise_11_begins_unsolved_and_can_be_solved(places, reached):
+    assert said("11", ["my-places", "my-check"], my_places=places).count("reached") == reached
