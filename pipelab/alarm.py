@@ -68,7 +68,7 @@ class _Line:
         self._watch: _Watch | None = None
         self._over = threading.Event()
         self._lock = threading.Lock()
-        store = TCPStore(address, port, is_master=False)
+        self._store = store = TCPStore(address, port, is_master=False)
         if rank == 0:
             listening = socket.create_server(("", 0), backlog=ranks)
             password = secrets.token_hex(16)
@@ -94,6 +94,7 @@ class _Line:
         self._say(returned=True)
         if self._watch is not None:
             self._watch.join()
+            self._store.delete_key(KEY)  # the next run of these processes has a port of its own
             if self._watch.error is not None:
                 raise self._watch.error
 

@@ -39,6 +39,7 @@ RULES = {"gloo": "tag", "nccl": "issue order"}
 """How the libraries between processes match a send with its receive."""
 COMMUNICATION = ("overlapped", "blocking")
 
+NO_BATCH = "there is no batch to train on; give at least one (inputs, targets)"
 SLOW_IMPORTS = ("pipelab.training", "torch._dynamo")  # the first optimizer of a process imports the second
 
 
@@ -88,7 +89,7 @@ def train(
     mesh = mesh or Mesh(pp=schedule.ranks)
     _refuse_mesh(mesh, schedule)
     device = torch.device(device)
-    _refuse_machine(transport, device, comm, mesh)
+    _refuse_machine(transport, device, comm, mesh, clock, link)
     job = Job(
         model=model, program=lower(schedule), mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
         transport=transport, clock=clock or CLOCKS[transport], link=link, blocking=comm == "blocking", at=at,
@@ -106,7 +107,7 @@ def _train(job: Job, batches: Iterable[Batch], on_step: OnStep | None = None) ->
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
-        raise ValueError("there is no batch to train on; give at least one (inputs, targets)")
+        raise ValueError(NO_BATCH)
     losses = []
     machine = VirtualRanks if job.transport == "memory" else ProcessRank
     with machine(job) as ranks:
@@ -139,6 +140,8 @@ def _train(job: Job, batches: Iterable[Batch], on_step: OnStep | None = None) ->
 def _launch(job: Job, batches: list[Batch], on_step: OnStep | None) -> Run:
     """Train in processes of this host, one a rank, and bring the trained model back into the caller's own."""
     cut(job.model, job.program.schedule.stages, at=job.at)  # refuses what does not fit before a process is started
+    if not batches:
+        raise ValueError(NO_BATCH)
     for step, batch in enumerate(batches):
         split_batch(step, batch, job.program.schedule.microbatches)
     tell = None if on_step is None else lambda rank, done: on_step(*done)
@@ -155,6 +158,7 @@ def _train_rank(job: Job, batches: list[Batch]) -> Run | None:
     """One rank of `_launch`; the first brings the run home."""
     first = os.environ["RANK"] == "0"
     run = _train(job, batches, (lambda step, loss: post((step, loss))) if first else None)
+    job.model.cpu()  # the caller has no GPU in use, and gets none
     return run if first else None
 
 
@@ -170,13 +174,17 @@ def _refuse_mesh(mesh: Mesh, schedule: Schedule) -> None:
         raise ValueError(f"train runs pipelines only as yet: got dp={mesh.dp}, tp={mesh.tp}; leave both at 1")
 
 
-def _refuse_machine(transport: str, device: torch.device, comm: str, mesh: Mesh) -> None:
+def _refuse_machine(transport: str, device: torch.device, comm: str, mesh: Mesh, clock: str | None, link: Link) -> None:
     if transport not in CLOCKS:
         raise ValueError(f"transport {transport} is not there; it is one of {', '.join(CLOCKS)}")
     if comm not in COMMUNICATION:
         raise ValueError(f"comm is {' or '.join(map(repr, COMMUNICATION))}: got {comm!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device}: torch sees no CUDA device here; use device='cpu'")
+    if transport == "nccl" and clock == "virtual":
+        raise ValueError("transport nccl runs on the wall clock; use memory or gloo for virtual time")
+    if transport == "nccl" and link != Link():
+        raise ValueError("transport nccl has real links: leave latency and bandwidth out, or use memory or gloo")
     if transport == "nccl":
         here = int(os.environ.get("LOCAL_WORLD_SIZE", mesh.size)) if is_rank() else mesh.size
         gpus = torch.cuda.device_count()

@@ -8,9 +8,9 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,9 +44,8 @@ class World:
         started = int(os.environ["WORLD_SIZE"])
         if started != size:
             raise ValueError(f"the mesh has {size} global ranks and {started} processes were started; make them equal")
-        self._own = not dist.is_initialized()
         self.timeout = timedelta(seconds=timeout)
-        if self._own:
+        if not dist.is_initialized():  # and the process stays a member: one that joins twice finds its own old address
             dist.init_process_group("gloo", init_method="env://", timeout=self.timeout)
         self.rank, self.size = dist.get_rank(), size
         self._groups: list[Any] = []
@@ -55,7 +54,7 @@ class World:
         self.offset, self.residual = self._align()
 
     def group(self, ranks: Any, backend: str = "gloo", **options: Any) -> Any:
-        """A process group of these global ranks, given back with the world; every rank makes all groups, in one order."""
+        """A process group of these global ranks, given back with the world; every rank makes all, in one order."""
         group = dist.new_group(list(ranks), backend=backend, timeout=self.timeout, **options)
         if self.rank in ranks:
             self._groups.append(group)
@@ -92,12 +91,9 @@ class World:
 
     def turn(self) -> FileLock:
         """The lock with which the ranks of one host take turns: a file that is gone as soon as all have opened it."""
-        first = self.hosts.index(self.hosts[self.rank])
-        path = tempfile.mkstemp(prefix="pipelab-turn-")[1] if self.rank == first else ""
-        lock = FileLock(self.everybody(path)[first])
-        self.everybody(None)
-        if path:
-            Path(path).unlink()
+        with tempfile.NamedTemporaryFile(prefix="pipelab-turn-") as file:
+            lock = FileLock(self.everybody(file.name)[self.hosts.index(self.hosts[self.rank])])
+            self.everybody(None)
         return lock
 
     def close(self) -> None:
@@ -105,8 +101,6 @@ class World:
         for group in reversed(self._groups):
             dist.destroy_process_group(group)
         self._groups.clear()
-        if self._own and dist.is_initialized():
-            dist.destroy_process_group()
 
     def _align(self) -> tuple[float, float]:
         offset, residual = 0.0, 0.0
@@ -117,11 +111,10 @@ class World:
         return offset, max(self.everybody(residual))
 
 
-class _others:  # noqa: N801 (reads as a word: with _others())
+@contextmanager
+def _others() -> Iterator[None]:
     """Within it, what gloo says of a lost connection becomes Aborted."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if isinstance(error, RuntimeError):
-            raise Aborted("another rank has gone") from error
+    try:
+        yield
+    except RuntimeError as error:
+        raise Aborted("another rank has gone") from error

@@ -21,7 +21,7 @@ PLAIN = {
     "formulas",
     "costs",
 }
-PLAIN |= {"collector", "search", "planner", "lower", "engine", "simulate", "trace"}
+PLAIN |= {"collector", "search", "planner", "lower", "message_order", "engine", "simulate", "trace"}
 PLAIN |= {"flight_recorder", "wait_for", "failure"}
 FACES = {"show", "cli", "labs", "labkit", "bench", "doctor", "__main__"}
 OPTIONAL = {"cloudpickle", "safetensors", "tqdm"}  # only where they are used
