@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from pipelab.action import Action, Pair
 from pipelab.costs import Costs, Link
+from pipelab.explain import explain
 from pipelab.formulas import formula
 from pipelab.lower import lower
 from pipelab.mesh import Mesh
 from pipelab.placement import Placement
 from pipelab.schedule import Schedule, ScheduleError
 from pipelab.schedules import SCHEDULES, build
+from pipelab.score import score
 from pipelab.simulate import simulate
 from pipelab.trace import Span, Trace
 from pipelab.validate import validate
@@ -46,9 +48,11 @@ __all__ = [
     "Trace",
     "build",
     "compare",
+    "explain",
     "formula",
     "launch",
     "lower",
+    "score",
     "simulate",
     "timeline",
     "train",

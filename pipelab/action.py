@@ -15,6 +15,7 @@ COMPUTE = (F, B, I, W)
 SEND_F, RECV_F, SEND_B, RECV_B = "SEND_F", "RECV_F", "SEND_B", "RECV_B"
 MESSAGES = (SEND_F, RECV_F, SEND_B, RECV_B)
 
+_LIKE = re.compile(r"(\d{1,9})([^\W\d]+)(\d{1,9})", re.ASCII)
 _TEXT = re.compile(r"(\d{1,9})(" + "|".join((*MESSAGES, *COMPUTE)) + r")(\d{1,9})", re.ASCII)
 
 
@@ -43,8 +44,20 @@ class Action(NamedTuple):
         """
         match = _TEXT.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text!r} is not an action; write stage, kind (F, B, I or W) and micro-batch, as in 2F5")
+            raise ValueError(_not_an_action(text))
         return cls(int(match[1]), match[2], int(match[3]))
+
+
+def _not_an_action(text: str) -> str:
+    """What to write instead of this word."""
+    shown = text if len(text) <= 40 else f"{text[:40]}..."
+    sentence = f"{shown!r} is not an action; write stage, kind (F, B, I or W) and micro-batch, as in 2F5"
+    like = _LIKE.fullmatch(text)
+    if like is None:
+        return sentence
+    if like[2].upper() in COMPUTE:
+        return f"{sentence}: did you mean {text.upper()}?"
+    return f"{sentence}: there is no kind {like[2][:40]}"
 
 
 class Pair(NamedTuple):

@@ -4,7 +4,7 @@
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -65,17 +65,18 @@ def play(
     """
     nodes = _nodes(inputs, durations, microbatches)
     played: list[list[Span]] = [[] for _ in rows]
-    waiting: dict[int, tuple[int, Action]] = {}
+    waiting: dict[int, tuple[Value, int]] = {}
     ready = deque(range(len(rows)))
+    ranks = [_run(rank, row, nodes, played[rank], ready) for rank, row in enumerate(rows)]
     with collector_at_rest():
         while ready:
             rank = ready.popleft()
-            need = _advance(rank, rows[rank], nodes, played[rank], ready)
+            need = next(ranks[rank], None)
             waiting.pop(rank, None)
             if need is not None:
-                waiting[rank] = (len(played[rank]), need)
+                waiting[rank] = need
     if waiting:
-        raise Stuck(dict(sorted(waiting.items())))
+        raise Stuck({rank: (len(played[rank]), Action(*value, m)) for rank, (value, m) in sorted(waiting.items())})
     return played
 
 
@@ -92,56 +93,52 @@ def _nodes(inputs: Inputs, durations: Mapping[Value, Number], microbatches: int)
     return {kind: _Nodes(partial(make, kind)) for kind in {kind for _, kind in inputs}}
 
 
-def _advance(
-    rank: int, row: Sequence[Element], nodes: dict[str, _Nodes], played: list[Span], ready: deque[int]
-) -> Action | None:
-    """Play a rank until its row ends (None) or it must wait (gives what for); wake the ranks that waited for it."""
-    make, append = tuple.__new__, played.append  # this loop sets the pace of everything, so it is spelled out
-    clock: Number = played[-1].end if played else 0
-    for position in range(len(played), len(row)):
-        element: Any = row[position]
-        if type(element) is Pair:
-            outcome = _overlap(rank, element, clock, nodes, ready)
-            if type(outcome) is Action:
-                return outcome
-            clock = outcome[4]
-            append(outcome)
-            continue
-        stage, kind, microbatch = element
-        duration, own_ends, own_givers, inputs = nodes[kind][stage]
+def _run(
+    rank: int, row: Sequence[Any], nodes: dict[str, _Nodes], played: list[Span], ready: deque[int]
+) -> Iterator[tuple[Value, int]]:
+    """Play a rank's row to its end; stop at what is not there yet and give it, and wake the rank that waited for this.
+
+    This loop sets the pace of everything, so it is spelled out, and once more for the two actions of a pair: their one
+    slot starts when both can and ends both.
+    """
+    make, append = tuple.__new__, played.append
+    clock: Number = 0
+    for element in row:
         start, waited = clock, None
-        for ends, givers, latency, value in inputs:
-            arrival = ends[microbatch]
-            if arrival is None:
-                givers[microbatch] = rank
-                return Action(*value, microbatch)
-            arrival += latency
-            if arrival > start:
-                start, waited = arrival, givers[microbatch]
-        waiter = own_givers[microbatch]
-        own_ends[microbatch] = clock = start + duration
-        own_givers[microbatch] = element
-        if waiter.__class__ is int:
-            ready.append(waiter)
+        if element.__class__ is not Pair:
+            stage, kind, m = element
+            duration, own_ends, own_givers, inputs = nodes[kind][stage]
+            for ends, givers, latency, value in inputs:
+                while (arrival := ends[m]) is None:
+                    givers[m] = rank
+                    yield value, m
+                arrival += latency
+                if arrival > start:
+                    start, waited = arrival, givers[m]
+            waiter = own_givers[m]
+            own_ends[m] = clock = start + duration
+            own_givers[m] = element
+            if waiter.__class__ is int:
+                ready.append(waiter)
+        else:
+            duration = 0
+            for stage, kind, m in element:
+                work, _, _, inputs = nodes[kind][stage]
+                duration += work
+                for ends, givers, latency, value in inputs:
+                    while (arrival := ends[m]) is None:
+                        givers[m] = rank
+                        yield value, m
+                    arrival += latency
+                    if arrival > start:
+                        start, waited = arrival, givers[m]
+            clock = start + duration
+            for action in element:
+                stage, kind, m = action
+                _, own_ends, own_givers, _ = nodes[kind][stage]
+                waiter = own_givers[m]
+                own_ends[m] = clock
+                own_givers[m] = action
+                if waiter.__class__ is int:
+                    ready.append(waiter)
         append(make(Span, (rank, "compute", element, start, clock, waited)))
-    return None
-
-
-def _overlap(rank: int, pair: Pair, clock: Number, nodes: dict[str, _Nodes], ready: deque[int]) -> Any:
-    """Play two actions in one slot, which starts when both can and ends both. Gives its span, or what it waits for."""
-    start, waited = clock, None
-    own = [nodes[kind][stage] for stage, kind, _ in pair]
-    for (_, _, microbatch), node in zip(pair, own, strict=True):
-        for ends, givers, latency, value in node.inputs:
-            if ends[microbatch] is None:
-                givers[microbatch] = rank
-                return Action(*value, microbatch)
-            if ends[microbatch] + latency > start:
-                start, waited = ends[microbatch] + latency, givers[microbatch]
-    end = start + sum(node.duration for node in own)
-    for action, node in zip(pair, own, strict=True):
-        waiter, node.givers[action.microbatch] = node.givers[action.microbatch], action
-        node.ends[action.microbatch] = end
-        if waiter.__class__ is int:
-            ready.append(waiter)
-    return Span(rank, "compute", pair, start, end, waited)

@@ -41,21 +41,25 @@ class Program:
         return self.schedule.placement
 
     def peer(self, message: Action) -> Action:
-        """The send that feeds a receive, and the other way round.
-
-        >>> from pipelab import build
-        >>> str(lower(build("gpipe", ranks=2, microbatches=1)).peer(Action.parse("1RECV_F0")))
-        '0SEND_F0'
-        """
-        for receive, (step, send) in RECEIVED_FROM.items():
-            if message.kind == receive:
-                return Action(message.stage + step, send, message.microbatch)
-            if message.kind == send:
-                return Action(message.stage - step, receive, message.microbatch)
-        raise ValueError(f"{message} is not a message")
+        """The send that feeds a receive, and the other way round: `peer`."""
+        return peer(message)
 
     def __str__(self) -> str:
         return "\n".join(" ".join(map(str, row)) for row in self.rows)
+
+
+def peer(message: Action) -> Action:
+    """The send that feeds a receive, and the other way round. Raises ValueError for what is not a message.
+
+    >>> str(peer(Action.parse("1RECV_F0"))), str(peer(Action.parse("0SEND_F0")))
+    ('0SEND_F0', '1RECV_F0')
+    """
+    for receive, (step, send) in RECEIVED_FROM.items():
+        if message.kind == receive:
+            return Action(message.stage + step, send, message.microbatch)
+        if message.kind == send:
+            return Action(message.stage - step, receive, message.microbatch)
+    raise ValueError(f"{message} is not a message")
 
 
 def lower(schedule: Schedule) -> Program:

@@ -5,31 +5,53 @@ Read next: `schedules/` (how the published ones are written), then `dependencies
 
 import csv
 import io
+import operator
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import TYPE_CHECKING, Any
 
 from pipelab.action import COMPUTE, Action, B, Element, I, Pair, W, parse_element, parts
+from pipelab.grid import grid
 from pipelab.placement import Placement
+
+if TYPE_CHECKING:
+    from pipelab.costs import Costs
+    from pipelab.rule import Rule
+    from pipelab.trace import Number
 
 Letter = tuple[int, str]
 """(stage, kind): an action before its micro-batch is counted."""
 
-Word = Iterable[Letter | tuple[Letter, Letter]]
-"""The letters of one rank in order; two letters in one tuple are overlapped, and become a pair."""
+Word = Iterable[Letter | str | tuple[Letter, Letter]]
+"""The letters of one rank in order, two overlapped ones in one tuple; with one stage a rank, also "FFBB"."""
+
+Finding = tuple[str, int | None, int | None]
+"""A sentence, and the rank and position to mark (None where there is no place to mark)."""
 
 MOST_ACTIONS = 20_000_000
+MOST_REASONS = 12
 _TORCH_PAIR = re.compile(r"\((\w+);(\w+)\)OVERLAP_F_B", re.ASCII)
 
 
 class ScheduleError(ValueError):
-    """A schedule that cannot run: `.reasons` are sentences, and the text adds the grid with the place marked."""
+    """A schedule that cannot run: `.reasons` are sentences, and the text adds the rows with carets under the places."""
 
-    def __init__(self, reasons: Sequence[str], grid: str = "") -> None:
+    def __init__(self, reasons: Sequence[str], rows: str = "") -> None:
         self.reasons = list(reasons)
-        super().__init__("\n".join([*self.reasons, grid]).rstrip())
+        super().__init__("\n".join([*self.reasons, rows]).rstrip())
+
+    @classmethod
+    def at(cls, rows: Sequence[Sequence[object]], found: Sequence[Finding]) -> "ScheduleError":
+        """The error of what was found in these rows: 12 sentences at most, the first place of each rank marked."""
+        reasons = [sentence for sentence, _, _ in found]
+        if len(reasons) > MOST_REASONS:
+            reasons[MOST_REASONS:] = ["... and more of this kind"]
+        first_on_rank = reversed(found[:MOST_REASONS])  # the later entry of a dict wins
+        marks = {rank: position for _, rank, position in first_on_rank if rank is not None and position is not None}
+        return cls(reasons, grid(rows, marks))
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,16 +92,46 @@ class Schedule:
         """Build the rows from one word a rank, `word(rank)`: micro-batch numbers follow by counting each letter.
 
         A B counts as one I and one W. With `drop_rest` the word may be written for more micro-batches, and those from
-        `microbatches` on are left out.
+        `microbatches` on are left out. Raises ScheduleError that names rank, position and letter.
 
         >>> print(Schedule.from_words("demo", Placement.loop(1), 2, lambda rank: [(0, "F"), (0, "B")] * 2))
         0F0 0B0 0F1 0B1
+        >>> print(Schedule.from_words("demo", Placement.loop(2), 2, lambda rank: ["FFBB", "FBFB"][rank]))
+        0F0 0F1 0B0 0B1
+        1F0 1B0 1F1 1B1
         """
         refuse_too_many(placement.stages, microbatches)
-        rows = (_counted(word(rank)) for rank in range(placement.ranks))
-        if drop_rest:
-            rows = (_without_rest(row, microbatches) for row in rows)
-        return cls(name, placement, microbatches, tuple(map(tuple, rows)))
+        below = microbatches if drop_rest else MOST_ACTIONS
+        rows: list[tuple[Element, ...]] = []
+        for rank in range(placement.ranks):
+            rows.append(tuple(_counted(rows, word(rank), placement.stages_on(rank), below)))
+        return cls(name, placement, microbatches, tuple(rows))
+
+    @classmethod
+    def from_rule(
+        cls,
+        name: str,
+        placement: Placement,
+        microbatches: int,
+        order: "str | Rule",
+        in_flight: "Number | Sequence[Number] | None" = None,
+        costs: "Costs | None" = None,
+    ) -> "Schedule":
+        """Let every free rank pick its next action by a rule: the first kind in `order` that may run now.
+
+        `order` names F and B, or F, I and W: "IFW" is "I before F before W"; or it is a function (see `rule`).
+        `in_flight` bounds the micro-batches that a rank holds, one number or one per rank. `costs` say when what
+        arrives (uniform unless given). Raises ScheduleError where the rule gets stuck, ValueError for wrong arguments.
+
+        >>> print(Schedule.from_rule("mine", Placement.loop(2), 3, "BF", in_flight=[2, 1]))
+        0F0 0F1 0B0 0F2 0B1 0B2
+        1F0 1B0 1F1 1B1 1F2 1B2
+        """
+        from pipelab.rule import word_by_rule  # a rule asks what is needed first, and so knows what a schedule is
+
+        refuse_too_many(placement.stages, microbatches, kinds=3)
+        words = word_by_rule(placement, microbatches, order, in_flight, costs)
+        return cls.from_words(name, placement, microbatches, words.__getitem__)
 
     def to_text(self) -> str:
         """One line a rank, actions separated by blanks.
@@ -129,10 +181,10 @@ class Schedule:
 
     @classmethod
     def _from_cells(cls, name: str, cells: list[list[str]]) -> "Schedule":
-        rows = tuple(
-            tuple(_parse_cell(word, rank, position) for position, word in enumerate(line))
-            for rank, line in enumerate(cells)
-        )
+        try:
+            rows = tuple(tuple(map(_parse_cell, line)) for line in cells)
+        except ValueError:
+            raise ScheduleError.at(cells, _unreadable(cells)) from None
         if not rows:
             raise ScheduleError(["there is no action in this text; write one line a rank, as in: 0F0 0B0"])
         actions = [(rank, action) for rank, row in enumerate(rows) for element in row for action in parts(element)]
@@ -171,40 +223,76 @@ def stagger(*streams: tuple[Sequence[Letter], int]) -> list[Letter]:
     return [letter for _, _, letter in sorted(timed)]
 
 
-def _counted(word: Word) -> Iterator[Element]:
+def _counted(before: Sequence[Sequence[Element]], word: Word, own: tuple[int, ...], below: int) -> list[Element]:
+    """The row of the rank after those `before`, which holds its `own` stages: micro-batches `below` a number only."""
     counters: dict[Letter, Iterator[int]] = defaultdict(count)
+    rank, row = len(before), list[Element]()
+    make: Any = tuple.__new__  # a million actions a second
 
-    def numbered(stage: int, kind: str) -> Action:
-        if kind == B:
-            next(counters[stage, W])
-            return Action(stage, B, next(counters[stage, I]))
-        return Action(stage, kind, next(counters[stage, kind]))
+    def number(stage: int, kind: str) -> int:
+        if kind != B:
+            return next(counters[stage, kind])
+        next(counters[stage, W])
+        return next(counters[stage, I])
 
-    for first, second in word:
-        if first.__class__ is int:
-            yield numbered(first, second)  # type: ignore[arg-type]
-        else:
-            yield Pair(numbered(*first), numbered(*second))  # type: ignore[misc]
+    letter: Any
+    for position, letter in enumerate(_letters(rank, word)):
+        if letter.__class__ is str and len(own) == 1:
+            letter = (own[0], letter)
+        try:
+            first, second = letter
+            if first.__class__ is int:
+                m = number(first, second) if second == B else next(counters[letter])
+                if m < below:
+                    row.append(make(Action, (first, second, m)))
+                continue
+            both = letter if isinstance(first, tuple) else (letter,)
+            kinds = [(operator.index(stage), kind) for stage, kind in both]
+        except (TypeError, ValueError):
+            reason = f"rank {rank}, position {position}: {_not_a_letter(letter, rank, own)}"
+            raise ScheduleError.at([*before, [*row, repr(letter)]], [(reason, rank, len(row))]) from None
+        kept = [Action(stage, kind, m) for stage, kind in kinds if (m := number(stage, kind)) < below]
+        if kept:  # what is left of a pair stands alone
+            row.append(Pair(*kept) if len(kept) == 2 else kept[0])
+    return row
 
 
-def _without_rest(row: Iterable[Element], microbatches: int) -> Iterator[Element]:
-    for element in row:
-        kept = [action for action in parts(element) if action.microbatch < microbatches]
-        if kept:
-            yield element if len(kept) == len(parts(element)) else kept[0]
+def _letters(rank: int, word: Word) -> Word:
+    if isinstance(word, str):
+        return "".join(word.split())
+    if isinstance(word, Iterable):
+        return word
+    raise ScheduleError([f"rank {rank}: its word is {word!r}; give its letters, such as [(0, 'F'), (0, 'B')] or 'FB'"])
 
 
-def _parse_cell(word: str, rank: int, position: int) -> Element:
-    try:
-        element = parse_element(word)
-    except ValueError as error:
-        raise ScheduleError([f"rank {rank}, position {position}: {error}"]) from None
+def _not_a_letter(letter: object, rank: int, own: tuple[int, ...]) -> str:
+    example = f"write (stage, kind), as in ({own[0] if own else 0}, 'F')"
+    if isinstance(letter, str) and letter in COMPUTE:
+        held = ", ".join(map(str, own)) or "none"
+        return f"{letter!r} does not say which stage, and rank {rank} holds not one but these: {held}; {example}"
+    return f"{letter!r} is not a letter; {example}"
+
+
+def _parse_cell(word: str) -> Element:
+    element = parse_element(word)
     for action in parts(element):
         if action.kind not in COMPUTE:
-            raise ScheduleError(
-                [f"rank {rank}, position {position}: {action} is a message; a schedule holds F, B, I and W only"]
-            )
+            raise ValueError(f"{action} is a message; a schedule holds F, B, I and W only: leave it out")
     return element
+
+
+def _unreadable(cells: list[list[str]]) -> list[Finding]:
+    """What is wrong with each word that is no action, up to one more than is told."""
+    found: list[Finding] = []
+    for rank, line in enumerate(cells):
+        for position, word in enumerate(line):
+            try:
+                _parse_cell(word)
+            except ValueError as error:
+                found.append((f"rank {rank}, position {position}: {error}", rank, position))
+                if len(found) > MOST_REASONS:
+                    return found
+    return found
 
 
 def _torch_text(element: Element) -> str:

@@ -4,21 +4,20 @@
 message. A test holds the two equal.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import chain
 from math import lcm
 from numbers import Rational
-from typing import Any
 
 from pipelab.action import Action, Element, parts
-from pipelab.collector import collector_at_rest
 from pipelab.costs import Costs, Durations
 from pipelab.dependencies import GIVES, dataflow
 from pipelab.engine import Inputs, Stuck, play
 from pipelab.lower import CARRIES, RECEIVED_FROM, Program, message_flow
+from pipelab.placement import Placement
 from pipelab.schedule import Schedule
-from pipelab.trace import Number, Span, Trace
+from pipelab.trace import Number, Span, Trace, in_time
 from pipelab.validate import complete, validate
 
 
@@ -33,19 +32,28 @@ def simulate(schedule: Schedule, costs: Costs) -> Trace:
     """
     if not complete(schedule):
         validate(schedule)
-    rank_of = schedule.placement.rank_of
-    inputs = {
-        (stage, kind): [
-            (source, 0 if rank_of[source[0]] == rank_of[stage] else costs.latency(source)) for source in sources
-        ]
-        for (stage, kind), sources in dataflow(schedule.stages).items()
-    }
+    inputs = arrivals(schedule.placement, costs)
     try:
-        rows = _play_in_ticks(schedule.rows, inputs, costs.durations(schedule.placement), schedule.microbatches)
+        rows, ticks = _play_in_ticks(schedule.rows, inputs, costs.durations(schedule.placement), schedule.microbatches)
     except Stuck:
         validate(schedule)
         raise
-    return Trace(schedule.name, "simulated", schedule.placement.chunks_per_rank(), tuple(chain(*rows)))
+    return Trace(schedule.name, "simulated", schedule.placement.chunks_per_rank(), tuple(chain(*rows)), ticks)
+
+
+def arrivals(placement: Placement, costs: Costs) -> Inputs:
+    """For each (stage, kind) what it needs, and how long that is on its way: a hop between ranks, nothing within one.
+
+    >>> arrivals(Placement.loop(2), Costs.uniform(hop=3))[1, "B"]
+    [((1, 'F'), 0)]
+    """
+    rank_of = placement.rank_of
+    return {
+        (stage, kind): [
+            (source, 0 if rank_of[source[0]] == rank_of[stage] else costs.latency(source)) for source in sources
+        ]
+        for (stage, kind), sources in dataflow(placement.stages).items()
+    }
 
 
 def simulate_program(program: Program, costs: Costs) -> Trace:
@@ -57,9 +65,9 @@ def simulate_program(program: Program, costs: Costs) -> Trace:
     }
     instant = {(stage, kind): 0 for stage, kind in inputs if kind in CARRIES or kind in RECEIVED_FROM}
     durations = Durations({**costs.durations(schedule.placement), **instant})
-    rows = _play_in_ticks(program.rows, inputs, durations, schedule.microbatches)
+    rows, ticks = _play_in_ticks(program.rows, inputs, durations, schedule.microbatches)
     givers = dict(chain(*(_givers(row) for row in program.rows)))
-    spans = tuple(chain(*(_in_lanes(row, givers, costs) for row in rows)))
+    spans = tuple(chain(*(_in_lanes(in_time(row, ticks), givers, costs) for row in rows)))
     return Trace(schedule.name, "simulated", schedule.placement.chunks_per_rank(), spans)
 
 
@@ -73,7 +81,7 @@ def _givers(row: Sequence[Element]) -> Iterator[tuple[Action, Action]]:
             made[Action(action.stage, GIVES.get(action.kind, action.kind), action.microbatch)] = action
 
 
-def _in_lanes(row: list[Span], givers: Mapping[Action, Action], costs: Costs) -> Iterator[Span]:
+def _in_lanes(row: Iterable[Span], givers: Mapping[Action, Action], costs: Costs) -> Iterator[Span]:
     """Messages in lanes of their own: a send lasts until it arrives, a receive as long as its rank waited."""
     clock: Number = 0
     waited: Action | None = None
@@ -91,34 +99,14 @@ def _in_lanes(row: list[Span], givers: Mapping[Action, Action], costs: Costs) ->
         clock = span.end
 
 
-@collector_at_rest()
 def _play_in_ticks(
     rows: Sequence[Sequence[Element]], inputs: Inputs, durations: Durations, microbatches: int
-) -> list[list[Span]]:
-    """`play`, with exact fractions counted in their common unit: whole numbers are several times faster."""
+) -> tuple[list[list[Span]], int]:
+    """`play`, with exact fractions counted in ticks, so many to one unit of time: whole numbers are much faster."""
     times = [*durations.values(), *(latency for needed in inputs.values() for _, latency in needed)]
-    if not all(isinstance(time, Rational) for time in times):
-        return play(rows, inputs, durations, microbatches)
-    ticks = lcm(*(Fraction(time).denominator for time in times))
-    if ticks == 1:
-        return play(rows, inputs, durations, microbatches)
-    whole = Durations({value: int(time * ticks) for value, time in durations.items()})
-    delays = {value: [(need, int(delay * ticks)) for need, delay in needed] for value, needed in inputs.items()}
-    played = play(rows, delays, whole, microbatches)
-    exact: Any = _Exact(ticks)
-    make: Any = tuple.__new__  # as in the engine: a span a microsecond
-    return [
-        [make(Span, (r, lane, a, exact[start], exact[end], w)) for r, lane, a, start, end, w in row] for row in played
-    ]
-
-
-class _Exact(dict[int, Number]):
-    """From ticks to time, each converted once."""
-
-    def __init__(self, ticks: int) -> None:
-        self._ticks = ticks
-
-    def __missing__(self, tick: int) -> Number:
-        whole, rest = divmod(tick, self._ticks)
-        self[tick] = time = Fraction(tick, self._ticks) if rest else whole
-        return time
+    exact = all(isinstance(time, Rational) for time in times)
+    ticks = lcm(*(Fraction(time).denominator for time in times)) if exact else 1
+    if ticks > 1:
+        durations = Durations({value: int(time * ticks) for value, time in durations.items()})
+        inputs = {value: [(need, int(delay * ticks)) for need, delay in needed] for value, needed in inputs.items()}
+    return play(rows, inputs, durations, microbatches), ticks

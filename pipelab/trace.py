@@ -4,13 +4,13 @@ A trace comes from the simulator, from a run in virtual time or from a run in wa
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from typing import NamedTuple
 
-from pipelab.action import Action, B, Element, F, I, W, parse_element, parts
+from pipelab.action import Action, B, Element, F, I, Pair, W, parse_element
 
 Number = int | float | Fraction
 
@@ -33,11 +33,12 @@ class Span(NamedTuple):
     waiting_for: Action | None = None
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, init=False, repr=False, eq=False)
 class Trace:
     """The spans of one step of a schedule on P ranks. Times are in the unit of the costs, or in seconds.
 
-    *busy* is F, B, I, W and R only; *ideal* is the busy time of the busiest rank.
+    *busy* is F, B, I, W and R only; *ideal* is the busy time of the busiest rank. The simulator gives times in whole
+    `ticks`, so many to one unit: only who asks for `.spans` gets them all as fractions.
 
     >>> from pipelab import Costs, build, simulate
     >>> trace = simulate(build("1f1b", ranks=4, microbatches=8), Costs.uniform())
@@ -48,7 +49,15 @@ class Trace:
     schedule: str
     clock: str
     chunks: tuple[int, ...]
-    spans: tuple[Span, ...]
+    counted: tuple[Span, ...]
+    ticks: int
+
+    def __init__(
+        self, schedule: str, clock: str, chunks: tuple[int, ...], spans: tuple[Span, ...], ticks: int = 1
+    ) -> None:
+        values = {"schedule": schedule, "clock": clock, "chunks": chunks, "counted": spans, "ticks": ticks}
+        for name, value in values.items():
+            object.__setattr__(self, name, value)  # the class is frozen
 
     @property
     def ranks(self) -> int:
@@ -56,29 +65,37 @@ class Trace:
         return len(self.chunks)
 
     @cached_property
+    def spans(self) -> tuple[Span, ...]:
+        """All spans, in time."""
+        return tuple(in_time(self.counted, self.ticks))
+
+    @cached_property
     def compute(self) -> tuple[tuple[Span, ...], ...]:
         """The compute spans of each rank in the order of execution."""
-        rows: list[list[Span]] = [[] for _ in range(self.ranks)]
-        for span in self.spans:
-            if span.lane == "compute":
-                rows[span.rank].append(span)
-        return tuple(map(tuple, rows))
+        return self._rows if self.ticks == 1 else _by_rank(self.spans, self.ranks)
+
+    @cached_property
+    def _rows(self) -> tuple[tuple[Span, ...], ...]:
+        return _by_rank(self.counted, self.ranks)
+
+    def _time(self, count: Number) -> Number:
+        return plain(count if self.ticks == 1 else ratio(count, self.ticks))
 
     @cached_property
     def busy(self) -> tuple[Number, ...]:
         """Busy time of each rank."""
-        return tuple(plain(sum(span.end - span.start for span in row)) for row in self.compute)
+        return tuple(self._time(sum(end - start for _, _, _, start, end, _ in row)) for row in self._rows)
 
     @property
     def makespan(self) -> Number:
         """From the first start to the last end of any compute action."""
-        rows = [row for row in self.compute if row]
-        return plain(max(row[-1].end for row in rows) - min(row[0].start for row in rows)) if rows else 0
+        rows = [row for row in self._rows if row]
+        return self._time(max(row[-1].end for row in rows) - min(row[0].start for row in rows)) if rows else 0
 
     @property
     def span(self) -> Number:
         """The longest time from a rank's own first start to its own last end (the zero-bubble papers' cost)."""
-        return plain(max((row[-1].end - row[0].start for row in self.compute if row), default=0))
+        return self._time(max((row[-1].end - row[0].start for row in self._rows if row), default=0))
 
     def bubble(self, kind: str) -> Number:
         """The idle share, by one of three definitions that are never to be mixed.
@@ -107,24 +124,26 @@ class Trace:
     @property
     def peak_in_flight(self) -> tuple[Number, ...]:
         """Most micro-batches each rank holds at once, from the start of F to the end of B or W; a chunk counts 1/V."""
-        return self._peaks({B, W})
+        return self._peaks((B, W))
 
     @property
     def peak_until_input(self) -> tuple[Number, ...]:
         """As `peak_in_flight`, but released at the end of B or I (the papers' M_B convention)."""
-        return self._peaks({B, I})
+        return self._peaks((B, I))
 
-    def _peaks(self, releases: set[str]) -> tuple[Number, ...]:
-        peaks = []
-        for row, chunks in zip(self.compute, self.chunks, strict=True):
-            held = most = 0
-            for span in row:
-                kinds = [action.kind for action in parts(span.action)]
-                held += kinds.count(F)
-                most = max(most, held)
-                held -= sum(kind in releases for kind in kinds)
-            peaks.append(plain(Fraction(most, max(chunks, 1))))
-        return tuple(peaks)
+    def _peaks(self, releases: tuple[str, ...]) -> tuple[Number, ...]:
+        most = (max((held for _, held in in_flight(row, releases)), default=0) for row in self._rows)
+        return tuple(plain(Fraction(held, max(chunks, 1))) for held, chunks in zip(most, self.chunks, strict=True))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether all is the same in time, whatever the ticks."""
+        return isinstance(other, Trace) and self._in_time() == other._in_time()
+
+    def __hash__(self) -> int:
+        return hash(self._in_time())
+
+    def _in_time(self) -> tuple[str, str, tuple[int, ...], tuple[Span, ...]]:
+        return self.schedule, self.clock, self.chunks, self.spans
 
     def __repr__(self) -> str:
         makespan = f"{float(self.makespan):g}"
@@ -161,6 +180,53 @@ class Trace:
             raise ValueError(f"this is not a pipelab trace ({error}); write one with Trace.to_json()") from None
 
 
+def in_time(spans: Iterable[Span], ticks: int) -> Iterator[Span]:
+    """Spans that are counted in ticks, so many to one unit of time, in time: exact, and ints where they come out even.
+
+    >>> list(in_time([Span(0, "compute", Action(0, "F", 0), 0, 5), Span(0, "compute", Action(0, "B", 0), 5, 6)], 2))[1]
+    Span(rank=0, lane='compute', action=Action(stage=0, kind='B', microbatch=0), start=Fraction(5, 2), end=3, ...)
+    """
+    if ticks == 1:
+        yield from spans
+        return
+    tick: Number = 0
+    time: Number = 0
+    for rank, lane, action, start, end, waited in spans:
+        began = time if start == tick else plain(ratio(start, ticks))  # most start when the one before ends
+        tick, time = end, plain(ratio(end, ticks))
+        yield Span(rank, lane, action, began, time, waited)
+
+
+def in_flight(row: Iterable[Span], releases: Collection[str] = (B, W)) -> Iterator[tuple[Number, int]]:
+    """Each (time, forwards still held) of a rank: one more when an F starts, one less when one of `releases` ends.
+
+    >>> list(in_flight([Span(0, "compute", Action(0, "F", 0), 0, 1), Span(0, "compute", Action(0, "B", 0), 1, 3)]))
+    [(0, 1), (3, 0)]
+    """
+    held = 0
+    for _, _, element, start, end, _ in row:
+        if element.__class__ is Pair:
+            (_, one, _), (_, other, _) = element
+            held += (one == F) + (other == F)
+            yield start, held
+            held -= (one in releases) + (other in releases)
+            yield end, held
+        elif element[1] == F:
+            held += 1
+            yield start, held
+        elif element[1] in releases:
+            held -= 1
+            yield end, held
+
+
+def _by_rank(spans: Iterable[Span], ranks: int) -> tuple[tuple[Span, ...], ...]:
+    rows: list[list[Span]] = [[] for _ in range(ranks)]
+    for span in spans:
+        if span[1] == "compute":
+            rows[span[0]].append(span)
+    return tuple(map(tuple, rows))
+
+
 def median_trace(traces: Iterable[Trace]) -> Trace:
     """The trace whose makespan is the (lower) median: one real step that stands for several."""
     ordered = sorted(traces, key=lambda trace: trace.makespan)
@@ -171,7 +237,7 @@ def ratio(part: Number, whole: Number) -> Number:
     """part / whole, as a Fraction where both are exact."""
     if isinstance(part, float) or isinstance(whole, float):
         return float(part) / float(whole)
-    return Fraction(part) / whole
+    return Fraction(part, whole)
 
 
 def plain(value: Number) -> Number:

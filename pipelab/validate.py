@@ -5,16 +5,16 @@ Read next: `formulas` (what theory says of it) or `simulate` (how long it takes)
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+from dataclasses import replace
+from itertools import islice
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
+from pipelab import wait_for
 from pipelab.action import Action, B, Element, F, I, Pair, W, parts
 from pipelab.dependencies import GIVES, dataflow, needs
 from pipelab.engine import Stuck, play
-from pipelab.schedule import Schedule, ScheduleError
-
-MOST_REASONS = 12
+from pipelab.schedule import MOST_REASONS, Finding, Schedule, ScheduleError
 
 
 def validate(schedule: Schedule) -> Schedule:
@@ -34,7 +34,7 @@ def validate(schedule: Schedule) -> Schedule:
     else:
         return schedule
     found = next(filter(None, (list(islice(check(schedule), MOST_REASONS + 1)) for check in checks)))
-    raise _error(schedule, found)
+    raise ScheduleError.at(schedule.rows, found)
 
 
 def complete(schedule: Schedule) -> bool:
@@ -52,7 +52,8 @@ def complete(schedule: Schedule) -> bool:
 
 
 def _row_is_complete(row: Sequence[Element], stages: Sequence[int], microbatches: int) -> bool:
-    actions = list(chain.from_iterable(map(parts, row))) if Pair in set(map(type, row)) else row
+    pairs = Pair in set(map(type, row))
+    actions = [action for element in row for action in parts(element)] if pairs else row
     if len(set(actions)) != len(actions):
         return False  # something is doubled
     numbers = set(map(itemgetter(2), actions))
@@ -74,43 +75,39 @@ def _split_whole(actions: Sequence[Any], stage: int) -> bool:
     return have[I] == have[W] and not have[B] & have[I]
 
 
-Finding = tuple[str, int | None, int | None]
-"""A sentence, and the rank and position to mark in the grid (None where the action is absent)."""
-
-
 def _misplaced(schedule: Schedule) -> Iterator[Finding]:
     if len(schedule.rows) != schedule.ranks:
         yield f"there are {len(schedule.rows)} rows for {schedule.ranks} ranks; give one row a rank", None, None
     for rank, position, action in schedule.actions():
         where = f"rank {rank}, position {position}: {action}"
         if not 0 <= action.stage < schedule.stages:
-            yield f"{where} names a stage that is not there; the stages are 0..{schedule.stages - 1}", rank, position
+            last = schedule.stages - 1
+            yield f"{where} names a stage that is not there; the stages are 0..{last}; leave it out", rank, position
         elif not 0 <= action.microbatch < schedule.microbatches:
             last = schedule.microbatches - 1
-            yield f"{where} names a micro-batch that is not there; they are 0..{last}", rank, position
+            yield f"{where} names a micro-batch that is not there; they are 0..{last}; leave it out", rank, position
         elif action.kind not in (F, B, I, W):
-            yield f"{where} is not compute work; a schedule holds F, B, I and W only", rank, position
+            yield f"{where} is not compute work; a schedule holds F, B, I and W only; leave it out", rank, position
         elif schedule.placement.rank_of[action.stage] != rank:
             owner = schedule.placement.rank_of[action.stage]
             yield f"{where} is misplaced: rank {owner} holds stage {action.stage}; move it there", rank, position
 
 
 def _incomplete(schedule: Schedule) -> Iterator[Finding]:
-    count = Counter(action for _, _, action in schedule.actions())
+    places: dict[Action, list[tuple[int, int]]] = {}
     for rank, position, action in schedule.actions():
-        if count[action] > 1:
-            yield (
-                f"rank {rank}, position {position}: {action} is doubled: it appears {count[action]} times",
-                rank,
-                position,
-            )
-            count[action] = 1
+        places.setdefault(action, []).append((rank, position))
+    for action, ((rank, position), *again) in places.items():
+        if again:
+            times = f"it appears {1 + len(again)} times; keep one of them"
+            yield f"rank {rank}, position {position}: {action} is doubled: {times}", rank, position
     for stage, rank in enumerate(schedule.placement.rank_of):
         for microbatch in range(schedule.microbatches):
-            have = {kind for kind in (F, B, I, W) if (stage, kind, microbatch) in count}
+            have = {kind for kind in (F, B, I, W) if (stage, kind, microbatch) in places}
             sentence = _verdict(stage, microbatch, have)
             if sentence:
-                yield f"rank {rank}: {sentence}", None, None
+                present = [places[Action(stage, kind, microbatch)][0] for kind in (W, I, B, F) if kind in have]
+                yield f"rank {rank}: {sentence}", rank, present[0][1] if present else None
 
 
 def _verdict(stage: int, microbatch: int, have: set[str]) -> str | None:
@@ -119,14 +116,15 @@ def _verdict(stage: int, microbatch: int, have: set[str]) -> str | None:
         return None
     names = {kind: str(Action(stage, kind, microbatch)) for kind in (F, B, I, W)}
     if F not in have:
-        return f"{names[F]} is missing: stage {stage} never runs micro-batch {microbatch} forward"
+        return f"{names[F]} is missing: stage {stage} never runs micro-batch {microbatch} forward; add it"
     if not have & {B, I, W}:
         return f"the backward of {names[F]} is missing: add {names[B]}, or {names[I]} and {names[W]}"
     if B in have:
         extra = " and ".join(names[kind] for kind in (I, W) if kind in have)
         return f"{names[B]} is doubled by {extra}: a full backward is I and W in one; keep one form"
-    present, absent = (I, W) if I in have else (W, I)
-    return f"{names[absent]} is missing: {names[present]} is only half of a backward"
+    if I in have:
+        return f"{names[W]} is missing: {names[I]} is only half of a backward; add {names[W]} after it"
+    return f"{names[I]} is missing: {names[W]} is only half of a backward; add {names[I]} before it"
 
 
 def _out_of_order(schedule: Schedule) -> Iterator[Finding]:
@@ -135,27 +133,85 @@ def _out_of_order(schedule: Schedule) -> Iterator[Finding]:
         for need in needs(action, schedule.stages):
             other, later, giver = written[need]
             if other == rank and later >= position:
+                remedy = "move it behind that" if later > position else "take the pair apart"
                 yield (
                     f"rank {rank}, position {position}: {action} is out of order: it needs {giver}, "
-                    f"which comes at position {later} of the same rank",
+                    f"which comes at position {later} of the same rank; {remedy}",
                     rank,
                     position,
                 )
 
 
 def _deadlocked(schedule: Schedule) -> Iterator[Finding]:
+    circle = cycle(waits(schedule))
+    for wait in circle:
+        remedy = f"; {_way_out(schedule, circle)}" if wait is circle[-1] else ""
+        yield f"deadlock: rank {wait.rank}, position {wait.position}: {wait}{remedy}", wait.rank, wait.position
+
+
+class Wait(NamedTuple):
+    """A rank stands at `position` before `element`, which needs `giver`; that is at position `at` of rank `on`."""
+
+    rank: int
+    position: int
+    element: Element
+    giver: Action
+    on: int
+    at: int
+
+    def __str__(self) -> str:
+        return f"{self.element} waits for {self.giver}, which comes later on rank {self.on}, at position {self.at}"
+
+
+def waits(schedule: Schedule) -> tuple[Wait, ...]:
+    """Where the ranks of a complete schedule stand when none can go on: one wait a rank, none if all get to their end.
+
+    Raises ScheduleError for a schedule that is not complete.
+
+    >>> [str(wait) for wait in waits(Schedule.from_text("0B0 0F0"))]
+    ['0B0 waits for 0F0, which comes later on rank 0, at position 1']
+    """
+    if not complete(schedule):
+        validate(schedule)
     try:
         _play(schedule)
     except Stuck as stuck:
         written = _written(schedule)
-        for rank, position, need in _cycle(schedule, stuck):
-            other, later, giver = written[need]
-            yield (
-                f"deadlock: rank {rank}, position {position}: {schedule.rows[rank][position]} waits for {giver}, "
-                f"which comes later on rank {other}, at position {later}",
-                rank,
-                position,
-            )
+        return tuple(_wait(schedule, rank, *place, written) for rank, place in stuck.waiting.items())
+    return ()
+
+
+def _wait(
+    schedule: Schedule, rank: int, position: int, need: Action, written: dict[Action, tuple[int, int, Action]]
+) -> Wait:
+    on, at, giver = written[need]
+    return Wait(rank, position, schedule.rows[rank][position], giver, on, at)
+
+
+def cycle(found: Sequence[Wait]) -> tuple[Wait, ...]:
+    """Of these waits those in a circle: each waits for the next, the last for the first."""
+    of_rank = {wait.rank: wait for wait in found}
+    return tuple(of_rank[rank] for rank in wait_for.cycle({wait.rank: (wait.on,) for wait in found}))
+
+
+MOST_TRIED = 20_000
+"""Of so many actions a move is tried before it is recommended."""
+
+
+def _way_out(schedule: Schedule, circle: Sequence[Wait]) -> str:
+    """A move of one action that makes the schedule legal, if there is one among those that break the circle."""
+    if sum(map(len, schedule.rows)) <= MOST_TRIED:
+        for before, here in zip(circle, (*circle[1:], circle[0]), strict=True):
+            if _can_run(_moved(schedule, here.rank, before.at, here.position)):
+                row = schedule.rows[here.rank]
+                return f"on rank {here.rank}, put {row[before.at]} before {here.element}"
+    return "on one of these ranks, put what another waits for before what waits"
+
+
+def _moved(schedule: Schedule, rank: int, later: int, place: int) -> Schedule:
+    row = list(schedule.rows[rank])
+    row.insert(place, row.pop(later))
+    return replace(schedule, rows=(*schedule.rows[:rank], tuple(row), *schedule.rows[rank + 1 :]))
 
 
 def _can_run(schedule: Schedule) -> bool:
@@ -172,52 +228,9 @@ def _play(schedule: Schedule) -> None:
     play(schedule.rows, inputs, dict.fromkeys(inputs, 0), schedule.microbatches)
 
 
-def _cycle(schedule: Schedule, stuck: Stuck) -> list[tuple[int, int, Action]]:
-    """Follow who waits for whom until a rank comes up again: the cycle is from there on."""
-    rank = next(iter(stuck.waiting))
-    path: list[int] = []
-    while rank not in path:
-        path.append(rank)
-        rank = schedule.placement.rank_of[stuck.waiting[rank][1].stage]
-    return [(rank, *stuck.waiting[rank]) for rank in path[path.index(rank) :]]
-
-
 def _written(schedule: Schedule) -> dict[Action, tuple[int, int, Action]]:
     """For each value, the rank, the position and the action that gives it (B where it stands for I)."""
     return {
         Action(action.stage, GIVES.get(action.kind, action.kind), action.microbatch): (rank, position, action)
         for rank, position, action in schedule.actions()
     }
-
-
-def _error(schedule: Schedule, found: list[Finding]) -> ScheduleError:
-    reasons = [sentence for sentence, _, _ in found]
-    if len(reasons) > MOST_REASONS:
-        reasons[MOST_REASONS:] = ["... and more of this kind"]
-    first_on_rank = reversed(found[:MOST_REASONS])  # the later entry of a dict wins
-    marks = {rank: position for _, rank, position in first_on_rank if rank is not None and position is not None}
-    return ScheduleError(reasons, grid(schedule, marks))
-
-
-def grid(schedule: Schedule, marks: dict[int, int], around: int = 6, most_rows: int = 16) -> str:
-    """The rows near the marked places, ranks down and actions across, with `>...<` around each mark.
-
-    >>> print(grid(Schedule.from_text("0F0 0B0"), {0: 1}))
-    rank 0:  0F0 >0B0<
-    """
-    centre = min(marks.values(), default=0)
-    first, last = max(0, centre - around), centre + around + 1
-    ranks = sorted(sorted(range(len(schedule.rows)), key=lambda rank: rank not in marks)[:most_rows])
-    window = {rank: [str(element) for element in schedule.rows[rank][first:last]] for rank in ranks}
-    width = max((len(word) for words in window.values() for word in words), default=1)
-    lines = []
-    for rank, words in window.items():
-        cells = [
-            f">{word:<{width}}<" if marks.get(rank) == first + column else f" {word:<{width}} "
-            for column, word in enumerate(words)
-        ]
-        before, after = ("..." if first else ""), ("..." if len(schedule.rows[rank]) > last else "")
-        lines.append(f"rank {rank}: {before}{''.join(cells).rstrip()}{after}")
-    if len(schedule.rows) > len(ranks):
-        lines.append(f"({len(schedule.rows) - len(ranks)} more ranks not shown)")
-    return "\n".join(lines)

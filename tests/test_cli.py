@@ -117,7 +117,8 @@ SIMULATE_FIELDS = [
 def test_simulate_gives_exactly_the_fields_of_the_contract(name, pipelab):
     answer = pipelab("simulate", name, "--ranks", 4, "--microbatches", 8, "--json").json
     trace = pl.simulate(pl.build(name, 4, 8), pl.Costs.uniform())
-    assert list(answer) == SIMULATE_FIELDS
+    more = ["objective", "lower_bound", "gap"] if name == "zb-auto" else []
+    assert list(answer) == SIMULATE_FIELDS + more
     assert set(answer["bubble"]) == BUBBLES
     assert answer["formula"] is None or set(answer["formula"]) == BUBBLES
     assert (answer["schedule"], answer["ranks"], answer["microbatches"]) == (name, 4, 8)
@@ -126,6 +127,13 @@ def test_simulate_gives_exactly_the_fields_of_the_contract(name, pipelab):
     assert answer["bubble"] == {kind: pytest.approx(float(trace.bubble(kind)), abs=1e-15) for kind in BUBBLES}
     assert answer["makespan"] == trace.makespan
     assert answer["peak_in_flight"] == list(trace.peak_in_flight)
+
+
+@pytest.mark.parametrize("chunks, bound", [(1, 27), (2, 24)])
+def test_simulate_zb_auto_says_how_far_it_is_from_the_bound(pipelab, chunks, bound):
+    answer = pipelab("simulate", "zb-auto", "--ranks", 4, "--microbatches", 8, "--chunks", chunks, "--json").json
+    assert (answer["stages"], answer["span"]) == (4 * chunks, bound)
+    assert (answer["objective"], answer["lower_bound"], answer["gap"]) == ("span", bound, 0)
 
 
 def types_of(value: object) -> set[type]:
@@ -164,6 +172,21 @@ def test_times_are_read_exactly_in_every_form(pipelab):
 
 def test_the_last_of_two_values_wins(pipelab):
     assert pipelab(*simulate("--ranks", 2, "--json")).json["ranks"] == 2
+
+
+def test_explain_says_where_the_time_goes_and_only_when_asked(pipelab):
+    plain, asked = (pipelab("simulate", "1f1b", "--ranks", 4, "--microbatches", 8, *more, "--json").json
+                    for more in ([], ["--explain"]))  # fmt: skip
+    why = asked.pop("explanation")
+    assert asked == plain
+    assert why["makespan"] == {"work": 24, "order": 9, "communication": 0, "imbalance": 0, "jitter": 0}
+    assert [sum(idle.values()) for idle in why["idle"]] == [9] * 4
+    assert sum(leg["end"] - leg["start"] for leg in why["critical_path"]) == 33 and why["difference"] is None
+    said = pipelab("simulate", "1f1b", "--ranks", 4, "--microbatches", 8, "--explain").out
+    assert (
+        " ".join(why["text"].split()) in " ".join(said.split())
+        and "rank 3        3          6           0    9" in said
+    )
 
 
 def test_a_file_of_rows_is_simulated_with_placement_read_from_it(pipelab, tmp_path):
@@ -208,6 +231,15 @@ def test_a_file_that_is_no_schedule_is_refused_with_reasons_that_name_the_action
     file.write_text(rows, encoding="utf-8")
     answer = pipelab("simulate", "--file", file, "--json")
     assert_refused(answer, REFUSED_ROWS[rows], lines=40)
+
+
+@pytest.mark.parametrize("rows", ["0F0 0B0 hello", "0F0 0I0", "0B0 0F0", "0F0 0B0 0F1 0B1\n1F1 1B1 1F0 1B0"])
+def test_a_refused_file_shows_its_rows_with_a_caret(rows, pipelab, tmp_path):
+    file = tmp_path / "rows.txt"
+    file.write_text(rows, encoding="utf-8")
+    for command in ("simulate", "train", "export"):
+        answer = pipelab(command, "--file", file)
+        assert_refused(answer, "rank 0: ", "^", lines=40)
 
 
 def test_reasons_without_end_are_cut_at_forty_lines(pipelab, tmp_path):
@@ -287,6 +319,11 @@ def test_wrong_input_of_simulate_is_named_in_a_sentence(more, words, pipelab):
         (["--debug"], ["--debug"]),
         (["train"], ["--schedule", "--microbatches"]),
         (["train", "--schedule", "1f1b"], ["--microbatches"]),
+        (["train", "--file", "x", "--schedule", "1f1b"], ["--file says all", "leave out", "1f1b"]),
+        (["train", "--file", "x", "--pp", 2], ["--file says all", "leave out --pp"]),
+        (["train", "--file", "x", "--microbatches", 2], ["--file says all", "leave out --microbatches"]),
+        (["train", "--file", "x", "--chunks", 2], ["leave out --chunks"]),
+        (["train", "--file", "nowhere.txt"], ["--file nowhere.txt cannot be read"]),
     ],
 )
 def test_a_command_that_is_not_complete_or_not_there_is_named_with_the_remedy(arguments, words, pipelab):
@@ -320,6 +357,16 @@ def test_train_check_gives_exactly_the_fields_of_the_contract_and_no_difference(
 
 def test_without_check_there_is_no_difference_to_report(pipelab):
     assert pipelab(*train("--json")).json["max_parameter_difference"] is None
+
+
+def test_train_explains_the_run_against_its_replay(pipelab):
+    answer = pipelab(*train("--explain", "--json")).json
+    why = answer["explanation"]
+    assert why["text"].startswith("1f1b in virtual time takes ") and "in simulated time" in why["text"]
+    for idle in why["idle"]:
+        assert min(idle.values()) >= 0
+    replayed = why["difference"]
+    assert set(replayed) == {"work", "order", "communication", "imbalance", "jitter"}
 
 
 def test_check_runs_in_float64_whatever_dtype_says(pipelab):
@@ -361,6 +408,15 @@ def test_a_modelled_link_lengthens_the_step(pipelab):
     assert pipelab(*train(*shape, "--latency", 1)).json["step_seconds"] > 2
     slow = pipelab(*train(*shape, "--bandwidth", "1e3", "--dtype", "float64")).json["step_seconds"]
     assert slow > 2 * 16 * 32 * 8 / 1e3
+
+
+def test_rows_of_ones_own_are_trained(pipelab, tmp_path):
+    file = tmp_path / "1f1b.txt"  # a name that has a formula, which these rows have not
+    file.write_text("0F0 0F2 0F1 0I2 0I0 0B1 0W2 0W0\n1F0 1F2 1B2 1F1 1B0 1B1\n")
+    answer = json.loads(pipelab(*TINY, "--file", file, "--steps", 2, "--check", "--json").out)
+    assert (answer["schedule"], answer["mesh"]["pp"], len(answer["losses"])) == ("1f1b (file)", 2, 2)
+    assert answer["max_parameter_difference"] < 1e-9 and answer["bubble"]["formula"] is None
+    assert pipelab("simulate", "--file", file, "--json").json["microbatches"] == 3
 
 
 def test_trace_and_page_are_written(pipelab, tmp_path):

@@ -96,10 +96,16 @@ def test_lab_01_holds_with_other_parameters(tmp_path, parameters):
     assert result.ok, result.error
 
 
-@pytest.mark.parametrize("number", ["02", "03", "04", "11"])
+@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06", "11"])
 def test_the_other_labs_hold_with_two_ranks_and_an_odd_number_of_micro_batches(tmp_path, number):
     lab = find_labs(number)[0]
     result = run_lab(lab, tmp_path / lab.name, {"ranks": 2, "microbatches": 5, "model": "tiny", "steps": 1})
+    assert result.ok, result.error
+
+
+def test_lab_07_holds_with_two_ranks_and_an_odd_number_of_micro_batches(tmp_path):
+    lab = find_labs("07")[0]
+    result = run_lab(lab, tmp_path / lab.name, {"ranks": 2, "microbatches": 5})
     assert result.ok, result.error
 
 
@@ -184,6 +190,62 @@ def test_exercise_03_begins_unsolved_and_can_be_solved(schedule, reached):
 @pytest.mark.parametrize(("limits", "reached"), [([4] * 4, 0), ([6, 4, 3, 3], 1), ([7, 5, 4, 4], 1), ([7, 7, 7, 7], 0)])
 def test_exercise_04_begins_unsolved_and_can_be_solved(limits, reached):
     assert said("04", ["imports", "my-limits", "my-check"], my_limits=limits).count("reached") == reached
+
+
+def sparing(ready, moment):
+    """ZB-H1's habit as a rule: an F only while fewer than P - r micro-batches are between F and I."""
+    wanted = {action.kind: action for action in ready}
+    if "I" in wanted and "F" in wanted and wanted["F"].microbatch - wanted["I"].microbatch < 4 - moment.rank:
+        return wanted["F"]
+    return wanted.get("I") or wanted.get("F") or wanted.get("W")
+
+
+def by_rule(order, in_flight):
+    return pl.Schedule.from_rule("mine", pl.Placement.loop(4), 8, order, in_flight)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "reached"),
+    [
+        (by_rule("BF", 4), []),
+        (by_rule("IFW", 4), [1]),
+        (by_rule(sparing, 4), [1, 2]),
+        (by_rule("IFW", 7), [3]),
+        (pl.build("zb-v", 4, 8), []),
+        (pl.Schedule.from_text("0B0 0F0"), []),
+    ],
+    ids=["1f1b", "IFW in 4", "sparing", "IFW in 7", "another shape", "not legal"],
+)
+def test_exercise_06_begins_unsolved_and_can_be_solved(schedule, reached):
+    lines = said("06", ["imports", "my-schedule", "my-check"], my_schedule=schedule).splitlines()
+    assert [number for number in (1, 2, 3) if lines[number - 1].endswith("reached")] == reached
+    assert said("06", ["imports", "my-schedule", "my-check"]).count(": reached") == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "reached"),
+    [
+        ("0F0 0F1 0B0 0B1\n1F0 1B0 1F1 1B1\n2F0 2F1 2B0 2B1", []),
+        ("0F0 0F1 0B0 0B1\n1F0 1B0 1F1 1B1\n2F0 2B0 2F1 2B1", [1]),
+        ("0F0 0F1 0B0 0B1\n1F0 1F1 1B0 1B1\n2F0 2F1 2B0 2B1", [1, 2]),
+        (pl.build("1f1b", 3, 2).to_text(), []),
+        ("0F0 3F0 0F1 3F1 3B0 0B0 3B1 0B1\n1F1 1F0 4F0 4F1 4B0 1B0 4B1 1B1\n2F1 2F0 5F0 5B0 5F1 5B1 2B0 2B1", [3]),
+        ("0F0 oops", []),
+        ("0F0", []),
+    ],
+    ids=["given", "moved", "gpipe", "two rows changed", "circle of three", "no rows", "not complete"],
+)
+def test_exercise_07_begins_unsolved_and_can_be_solved(rows, reached):
+    lines = said("07", ["imports", "my-rows", "my-check"], my_rows=rows).splitlines()
+    assert [number for number in (1, 2, 3) if f"target {number}: reached" in lines] == reached
+
+
+WARMUPS = [([3, 2, 1, 0], 0), ([4, 3, 2, 0], 1), ([5, 4, 2, 0], 1), ([6, 4, 2, 0], 0), ([0, 1], 0)]
+
+
+@pytest.mark.parametrize(("warmup", "reached"), WARMUPS)
+def test_exercise_05_begins_unsolved_and_can_be_solved(warmup, reached):
+    assert said("05", ["imports", "my-warmup", "my-check"], my_warmup=warmup).count("reached") == reached
 
 
 @pytest.mark.parametrize(("places", "reached"), [([3, 6], 1), ([2, 6], 2), ([1, 4], 0), ([2, 5], 1)])

@@ -244,6 +244,53 @@ def test_text_that_is_no_schedule_is_refused_with_its_place(text, sentence):
     assert len(refused.value.reasons) == 1
 
 
+def test_all_words_that_cannot_be_read_are_told_and_marked():
+    with pytest.raises(ScheduleError) as refused:
+        Schedule.from_text("0F0 0X3 0b0\n1F0 hello 1B0")
+    assert [reason.split(";")[0] for reason in refused.value.reasons] == [
+        "rank 0, position 1: '0X3' is not an action",
+        "rank 0, position 2: '0b0' is not an action",
+        "rank 1, position 1: 'hello' is not an action",
+    ]
+    assert "there is no kind X" in str(refused.value) and "did you mean 0B0?" in str(refused.value)
+    assert "              ^^^" in str(refused.value)
+
+
+def test_with_one_stage_a_rank_a_word_may_be_letters_alone():
+    def word(rank):
+        k = 3 - rank
+        return "F" * k + "FB" * (8 - k) + "B" * k
+
+    assert Schedule.from_words("mine", Placement.loop(4), 8, word).rows == build("1f1b", 4, 8).rows
+    listed = Schedule.from_words("mine", Placement.loop(4), 8, lambda rank: list(word(rank)))
+    assert listed.rows == build("1f1b", 4, 8).rows
+    spaced = Schedule.from_words("mine", Placement.loop(2), 2, lambda rank: "FF BB")
+    assert spaced.rows == build("gpipe", 2, 2).rows
+
+
+@pytest.mark.parametrize(
+    ("placement", "word", "sentence"),
+    [
+        (Placement.loop(2), lambda rank: None, "rank 0: its word is None; give its letters, such as"),
+        (
+            Placement.loop(2),
+            lambda rank: [(0, "F"), 3],
+            r"rank 0, position 1: 3 is not a letter; write \(stage, kind\)",
+        ),
+        (Placement.loop(2), lambda rank: ["F", ("F", rank)], r"rank 0, position 1: \('F', 0\) is not a letter"),
+        (Placement.loop(2), lambda rank: ["FB"], "rank 0, position 0: 0FB0 is not compute work"),
+        (Placement.loop(2), lambda rank: ["FFBB", "FXBB"][rank], "rank 1, position 1: 1X0 is not compute work"),
+        (Placement.loop(2, 2), lambda rank: "FB", "rank 0, position 0: 'F' does not say which stage, .* these: 0, 2"),
+        (Placement.loop(1), lambda rank: [((0, "F"), "B")], "is not a letter"),
+        (Placement.loop(1), lambda rank: [(0.5, "F")], r"\(0.5, 'F'\) is not a letter"),
+        (Placement.loop(1), lambda rank: "FFFBBB", "rank 0, position 2: 0F2 names a micro-batch that is not there"),
+    ],
+)
+def test_a_word_that_is_none_is_refused_with_its_place(placement, word, sentence):
+    with pytest.raises(ScheduleError, match=sentence):
+        validate(Schedule.from_words("mine", placement, 2, word))
+
+
 def test_a_generator_of_ones_own_is_judged_like_any_other(monkeypatch):
     def forgetful(ranks: int, microbatches: int) -> Schedule:
         """Forgets the backwards."""

@@ -3,19 +3,23 @@
 import random
 import time
 from fractions import Fraction
-from itertools import product
+from itertools import chain, product
 
 import pytest
 
+from pipelab.action import Action, parts
 from pipelab.costs import Costs
+from pipelab.engine import Stuck
 from pipelab.placement import Placement
 from pipelab.schedule import Schedule
 from pipelab.schedules import build
 from pipelab.search import find, lower_bound
-from pipelab.search.dials import words
-from pipelab.search.improve import replay
+from pipelab.search.bound import bound
+from pipelab.search.dials import tried
+from pipelab.search.greedy import dispatch
 from pipelab.search.problem import Problem
 from pipelab.search.waves import waves
+from pipelab.search.words import words
 from pipelab.simulate import simulate
 from pipelab.validate import validate
 
@@ -43,10 +47,10 @@ def peaks(schedule, weight_memory):
     most = []
     for row in schedule.rows:
         held = top = 0
-        for action in row:
+        for action in chain.from_iterable(map(parts, row)):
             held += change[action.kind]
             top = max(top, held)
-        most.append(top)
+        most.append(Fraction(top) * schedule.ranks / schedule.stages)
     return most
 
 
@@ -54,13 +58,14 @@ def fits(schedule, limits, weight_memory=1):
     return all(peak <= limit for peak, limit in zip(peaks(schedule, weight_memory), limits, strict=True))
 
 
-def shapes(seed, count):
-    """Random shapes: equal and unequal ranks, work of 0 too, hops from none to long."""
+def shapes(seed, count, V=1):
+    """Random shapes: equal and unequal stages, V a rank, work of 0 too, hops from none to long."""
     rnd = random.Random(seed)
     for _ in range(count):
         P, M = rnd.randint(1, 6), rnd.choice([1, 2, 3, 5, 8, 12])
         equal, low, high = rnd.random() < 0.4, *rnd.choice([(0, 3), (1, 9), (10, 20)])
-        times = [[rnd.randint(low, high)] * P if equal else [rnd.randint(low, high) for _ in range(P)] for _ in "FIW"]
+        S = P * V
+        times = [[rnd.randint(low, high)] * S if equal else [rnd.randint(low, high) for _ in range(S)] for _ in "FIW"]
         costs = Costs.per_stage(*times, hop=rnd.choice([0, 0, 1, 5, Fraction(7, 3)]))
         yield P, M, costs, rnd.choice([1, 1, Fraction(1, 2), 0]), rnd.choice(["span", "step"])
 
@@ -103,7 +108,7 @@ def test_never_longer_than_a_named_schedule_that_fits(shape):
     P, M, costs, weight, objective = shape
     for limits in ([P] * P, [2 * P] * P, [min(P - rank, M) for rank in range(P)], [M] * P):
         found = find(P, M, costs, limits, weight, objective).length
-        for name in ("naive", "gpipe", "1f1b", "zb-h1"):
+        for name in ("naive", "gpipe", "1f1b", "zb-h1", "zb-h2"):
             named = build(name, P, M)
             if fits(named, limits, weight):
                 assert found <= length(named, costs, objective), name
@@ -113,34 +118,83 @@ def test_never_longer_than_a_named_schedule_that_fits(shape):
 def test_never_longer_than_the_published_heuristic(shape):
     P, M, costs, weight, objective = shape
     for quarters in (4, 5, 6, 8):
-        problem = Problem.of(P, M, costs, Fraction(quarters * P, 4), weight, objective)
-        published = [
-            problem.length(played.ends) for played in waves(problem, problem.limits) if problem.fits(played.rows)
-        ]
+        problem = Problem.of(Placement.loop(P), M, costs, Fraction(quarters * P, 4), weight, objective)
+        published = [problem.length(played.ends) for played in waves(problem)]
         found = find(P, M, costs, Fraction(quarters * P, 4), weight, objective)
         assert not published or found.length <= problem.in_units(min(published))
 
 
-@pytest.mark.parametrize("shape", list(shapes(4, 12)))
-def test_one_rank_with_more_memory_never_makes_it_longer_here(shape):
-    """Tried, not proven: the ladder makes it sure only for limits that are equal on all ranks."""
-    P, M, costs, weight, objective = shape
-    rnd = random.Random(P * M)
-    limits = [rnd.randint(1, 2 * P) for _ in range(P)]
-    found = find(P, M, costs, limits, weight, objective)
-    assert fits(found.schedule, limits, weight)
-    for rank in range(P):
-        more = [limit + (r == rank) for r, limit in enumerate(limits)]
-        assert find(P, M, costs, more, weight, objective).length <= found.length
+LARGER = [  # each limit is at least the one before, on every rank
+    (
+        (Costs.per_stage([2, 8, 4, 1, 9, 5], [1, 6, 7, 3, 6, 7], [3, 8, 5, 2, 6, 2]), Fraction(1, 2), "step"),
+        10,
+        [[6, 4.5, 3, 2, 6, 3.5], [6, 5, 3, 2, 6, 4]],
+    ),
+    (
+        (Costs.per_stage([6, 5, 4, 6, 8, 2], [5, 4, 1, 5, 1, 9], [2, 4, 7, 8, 7, 7], hop=1), Fraction(2, 3), "span"),
+        14,
+        [[7, 4, 3, 3.5, 3.5, 2], [8, 4, 3, 3.5, 3.5, 4]],
+    ),
+]
 
 
-def every_order(microbatches, limit):
-    """All words of one rank that keep micro-batches in order within the memory (weights counted in full)."""
+@pytest.mark.parametrize("asked, M, limits", LARGER)
+def test_a_rank_with_more_memory_never_makes_it_longer(asked, M, limits):
+    costs, weight, objective = asked
+    lengths = [find(6, M, costs, limit, weight, objective).length for limit in limits]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+@pytest.mark.parametrize("V", [1, 2, 3])
+@pytest.mark.parametrize("number", range(8))
+def test_more_memory_on_any_ranks_never_makes_it_longer(number, V):
+    """Limits of every kind: their quarters, thirds and halves lie between the steps of the search."""
+    ((P, M, costs, weight, objective),) = shapes(number, 1, V)
+    rnd = random.Random(number)
+    limits, before = [Fraction(rnd.randint(12, 24 * P), 12) for _ in range(P)], None
+    for _ in range(6):
+        found = find(P, M, costs, limits, weight, objective, V)
+        assert fits(validate(found.schedule), limits, weight)
+        assert found.length == length(found.schedule, costs, objective) >= found.lower_bound
+        assert before is None or found.length <= before
+        before = found.length
+        limits = [limit + rnd.choice([0, 0, Fraction(1, 3), Fraction(1, 2), 1, Fraction(P, 4)]) for limit in limits]
+
+
+@pytest.mark.parametrize("V", [2, 3])
+@pytest.mark.parametrize("number", range(8))
+def test_at_the_same_cut_never_longer_than_a_named_schedule_that_fits(number, V):
+    ((P, M, costs, weight, objective),) = shapes(100 + number, 1, V)
+    named = [build(name, P, M, V) for name in ("interleaved", "interleaved-zb", "looped-bfs")]
+    if V == 2:
+        named += [build(name, P, M) for name in ("zb-v", "v-half", "v-min", "1f1b-v", "dualpipe-v")]
+    for limit in (1, Fraction(P + 1, 2), P, Fraction(5 * P, 4), 2 * P, M):
+        found = find(P, M, costs, max(1, limit), weight, objective, V)
+        assert fits(validate(found.schedule), [max(1, limit)] * P, weight)
+        for other in named:
+            if fits(other, [limit] * P, weight):
+                assert found.lower_bound <= found.length <= length(other, costs, objective), other.name
+
+
+def test_two_chunks_in_the_memory_of_1f1b_have_no_idle_span():
+    assert [find(4, 8, chunks=chunks).length for chunks in (1, 2)] == [27, 24]
+    assert build("zb-auto", 4, 8, 2, memory_limit=1).stages == 8
+
+
+@pytest.mark.parametrize(
+    "limits, span", [([4, 4, 4, 4], 27), ([6, 4, 3, 3], 26), ([6, 4, 4, 4], 25), ([7, 5, 4, 4], 24)]
+)
+def test_where_weights_hold_half_memory_is_of_more_use_on_the_first_ranks(limits, span):
+    assert find(4, 8, memory_limit=limits, weight_memory=0.5).length == span
+
+
+def every_order(rank, microbatches, limit):
+    """All rows of one rank that keep micro-batches in order within the memory (weights counted in full)."""
     stack = [("", 0, 0, 0)]
     while stack:
         word, f, i, w = stack.pop()
         if w == microbatches:
-            yield list(word)
+            yield [Action(rank, kind, word[:place].count(kind)) for place, kind in enumerate(word)]
         if f < microbatches and f - w < limit:
             stack.append((word + "F", f + 1, i, w))
         if i < f:
@@ -149,30 +203,41 @@ def every_order(microbatches, limit):
             stack.append((word + "W", f, i, w + 1))
 
 
+def timed(problem, rows):
+    try:
+        return problem.measure(problem.play(rows))
+    except Stuck:
+        return float("inf")
+
+
 @pytest.mark.parametrize("M, limits", [(2, (1, 1)), (2, (2, 1)), (2, (1, 2)), (3, (2, 2)), (3, (3, 2)), (3, (3, 3))])
 def test_two_ranks_against_every_order(M, limits):
     """The bound is never above the true optimum, and the search finds it, on all shapes that can be counted out."""
     rnd = random.Random(M)
-    rows = list(product(*(list(every_order(M, limit)) for limit in limits)))
+    rows = list(product(*(list(every_order(rank, M, limit)) for rank, limit in enumerate(limits))))
     for objective in ("span", "step"):
         times = [[rnd.randint(1, 5) for _ in range(2)] for _ in "FIW"]
         costs = Costs.per_stage(*times, hop=rnd.randint(0, 3))
-        problem = Problem.of(2, M, costs, limits, 1, objective)
-        played = filter(None, (replay(problem, list(both)) for both in rows))
-        optimum = min(problem.length(one.finish()) for one in played)
+        problem = Problem.of(Placement.loop(2), M, costs, limits, 1, objective)
+        optimum = min(timed(problem, both) for both in rows)
         found = find(2, M, costs, limits, 1, objective)
         assert found.lower_bound <= optimum == found.length
 
 
-def test_replay_is_the_simulator_in_letters():
+def test_clocks_of_the_search_are_the_simulators():
+    """Waves keep time while they decide, words are timed by the engine; where a rule waits in vain, it is later."""
     for P, M, costs, weight, objective in shapes(5, 20):
-        problem = Problem.of(P, M, costs, None, weight, objective)
-        for rows in words(problem):
-            schedule = Schedule.from_words(
-                "word", Placement.loop(P), M, lambda rank, rows=rows: [(rank, kind) for kind in rows[rank]]
-            )
-            ends = replay(problem, rows).finish()
-            assert problem.in_units(problem.length(ends)) == length(schedule, costs, objective)
+        problem = Problem.of(Placement.loop(P), M, costs, None, weight, objective)
+        exact = [(problem.numbered(rows), problem.length(ends)) for rows, ends in waves(problem)]
+        exact += [(rows, timed(problem, rows)) for rows in words(problem)]
+        for dial in tried(problem, P, bound(problem)):
+            played = dispatch(problem, dial)
+            rows = problem.numbered(played.rows)
+            assert timed(problem, rows) <= problem.length(played.ends)
+            exact.append((rows, timed(problem, rows)))
+        for rows, ticks in exact:
+            schedule = Schedule("word", problem.placement, M, tuple(map(tuple, rows)))
+            assert problem.in_units(ticks) == length(schedule, costs, objective)
 
 
 def test_the_bound_is_met_between_zb_h1_and_zb_h2():

@@ -13,13 +13,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelab import Action, Costs, Pair, Schedule, Span, Trace, build, lower, simulate
-from pipelab.show import compare, in_flight_curve, report_html, timeline, timeline_text, write_report
+from pipelab import Action, Costs, Pair, Schedule, Span, Trace, build, explain, lower, simulate
+from pipelab.explain import CAUSES
+from pipelab.show import (
+    compare,
+    idle_chart,
+    idle_text,
+    in_flight_curve,
+    report_html,
+    timeline,
+    timeline_text,
+    write_report,
+)
+from pipelab.show.idle import CAUSE_LOOKS
 from pipelab.show.memory import memory_panel
 from pipelab.show.palette import INK, LOOKS, lighter
 from pipelab.show.raster import majority
-from pipelab.show.units import Unit
 from pipelab.simulate import simulate_program
+from pipelab.units import Unit
 
 # plotly 6's own templates use what it deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:.*scattermapbox:DeprecationWarning")
@@ -462,3 +473,24 @@ def test_a_missing_folder_is_refused_and_an_old_file_survives_a_failure(tmp_path
     with pytest.raises(FileExistsError):
         write_report(old, step())
     assert old.read_text() == "old" and list(tmp_path.iterdir()) == [old]
+
+
+# ---- idle time by cause
+
+
+def test_the_bars_of_idle_time_are_the_explanation():
+    why = explain(step("gpipe", costs=Costs.uniform(hop=1)))
+    bars = {bar.name: list(bar.x) for bar in idle_chart(why).data}
+    assert bars == {cause: [idle[cause] for idle in why.idle] for cause in CAUSES if any(i[cause] for i in why.idle)}
+    assert len(set(CAUSE_LOOKS.values())) == len(CAUSE_LOOKS) == len(CAUSES)
+
+
+def test_idle_time_is_shown_with_the_unit_of_the_clock():
+    why = explain(step(costs=SECONDS, clock="virtual"))
+    assert "virtual time (ms)" in idle_chart(why).layout.xaxis.title.text
+    assert all(" ms" in line for line in idle_text(why).splitlines()[1:])
+
+
+def test_without_idle_time_there_are_no_bars():
+    why = explain(step("gpipe", ranks=1))
+    assert not idle_chart(why).data and idle_text(why).split() == ["idle", "all", "rank", "0", "0"]

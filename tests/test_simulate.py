@@ -1,5 +1,6 @@
 """Simulated time is right: against the lowered program, and against a small simulator of its own."""
 
+import tracemalloc
 from fractions import Fraction
 from itertools import product
 
@@ -296,3 +297,24 @@ def test_a_schedule_that_cannot_run_is_refused_with_the_reasons_of_validate(text
 def test_a_link_takes_latency_and_bytes_over_bandwidth():
     assert Link(latency=0.5, bytes_per_second=100).seconds(50) == 1.0
     assert Link(latency=0.5).seconds(10**9) == 0.5
+
+
+def test_fractions_are_counted_in_ticks_and_are_the_same_trace_in_time():
+    half, third = Fraction(1, 2), Fraction(1, 3)
+    trace = simulate(build("dualpipe-v", 2, 5), Costs.uniform(F=half, I=third, W=half, hop=third))
+    by_hand = Trace(trace.schedule, trace.clock, trace.chunks, trace.spans)
+    assert trace.ticks > by_hand.ticks == 1
+    assert (trace, hash(trace)) == (by_hand, hash(by_hand))
+    for figure in ("busy", "makespan", "span", "peak_in_flight", "peak_until_input"):
+        assert getattr(trace, figure) == getattr(by_hand, figure)
+    assert trace.bubbles() == by_hand.bubbles() and trace.compute == by_hand.compute
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "zb-auto"])
+def test_a_trace_takes_at_most_400_bytes_an_action(name):
+    schedule = build(name, 4, 500)
+    tracemalloc.start()
+    simulate(schedule, Costs.uniform(F=Fraction(1, 3), I=Fraction(2, 7), hop=1)).bubbles()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 400 * sum(1 for _ in schedule.actions())

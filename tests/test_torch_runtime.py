@@ -22,6 +22,7 @@ BLOCKS, WIDTH, ROWS = 8, 6, 2
 
 CASES = {
     2: [
+        ("naive", 3),
         ("gpipe", 3),
         ("1f1b", 5),
         ("interleaved", 4),
@@ -36,6 +37,7 @@ CASES = {
         ("1f1b-v", 5),
         ("dualpipe-v", 6),
         ("dualpipe-v", 3),
+        ("zb-auto", 5),
     ],
     4: [("zb-v", 8), ("v-half", 9), ("v-min", 6), ("dualpipe-v", 9)],
 }

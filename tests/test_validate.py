@@ -2,16 +2,18 @@
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelab.action import Action, Pair
+from pipelab.grid import grid
 from pipelab.placement import Placement
 from pipelab.schedule import Schedule, ScheduleError
 from pipelab.schedules import build
-from pipelab.validate import MOST_REASONS, grid, validate
+from pipelab.validate import MOST_REASONS, cycle, validate, waits
 
 REPRODUCIBLE = settings(deadline=None, derandomize=True, max_examples=150)
 A_PLACE = re.compile(r"rank (\d+), position (\d+): ")
@@ -128,7 +130,7 @@ def assert_on_a_cycle(schedule, reasons):
     """Each rank of the cycle waits for an action that the next has not passed, the last for the first."""
     pattern = (
         r"deadlock: rank (\d+), position (\d+): (\S+) waits for (\S+), "
-        r"which comes later on rank (\d+), at position (\d+)"
+        r"which comes later on rank (\d+), at position (\d+)(?:; on .*)?"
     )
     waits = [re.fullmatch(pattern, reason).groups() for reason in reasons]
     for wait, after in zip(waits, waits[1:] + waits[:1], strict=True):
@@ -238,10 +240,14 @@ def test_a_schedule_that_names_what_is_not_there_is_refused():
             validate(Schedule("hand-made", Placement.loop(ranks, stages // ranks), microbatches, rows))
         return error.value.reasons
 
-    assert refused(["0F0 0B0 1F0"]) == ["rank 0, position 2: 1F0 names a stage that is not there; the stages are 0..0"]
-    assert refused(["0F0 0B1"]) == ["rank 0, position 1: 0B1 names a micro-batch that is not there; they are 0..0"]
+    assert refused(["0F0 0B0 1F0"]) == [
+        "rank 0, position 2: 1F0 names a stage that is not there; the stages are 0..0; leave it out"
+    ]
+    assert refused(["0F0 0B1"]) == [
+        "rank 0, position 1: 0B1 names a micro-batch that is not there; they are 0..0; leave it out"
+    ]
     assert refused(["0F0 0B0 0SEND_F0"]) == [
-        "rank 0, position 2: 0SEND_F0 is not compute work; a schedule holds F, B, I and W only"
+        "rank 0, position 2: 0SEND_F0 is not compute work; a schedule holds F, B, I and W only; leave it out"
     ]
     assert refused(["0F0 0B0", ""]) == ["there are 2 rows for 1 ranks; give one row a rank"]
 
@@ -264,12 +270,62 @@ def test_long_lists_of_reasons_are_cut():
     assert refused.value.reasons[-1] == "... and more of this kind"
 
 
-def test_the_grid_marks_the_place_and_shows_what_is_around_it():
-    schedule = build("1f1b", 20, 30)
-    drawn = grid(schedule, {19: 25}).splitlines()
-    assert len(drawn) == 17 and drawn[-1] == "(4 more ranks not shown)"
-    marked = [line for line in drawn if ">" in line]
-    assert len(marked) == 1 and marked[0].startswith("rank 19: ...") and ">19B12<" in marked[0]
+def test_the_grid_puts_a_caret_under_the_place_and_shows_what_is_around_it():
+    rows = build("1f1b", 20, 30).rows
+    drawn = grid(rows, {19: 25, 3: 2}).splitlines()
+    assert drawn[-1] == "(7 more ranks not shown)" and len(drawn) == 13 + 2 + 1
+    for rank, word in ((19, "19B12"), (3, "3F2")):
+        (line,) = (number for number, text in enumerate(drawn) if text.startswith(f"rank {rank}:"))
+        column = drawn[line + 1].index("^")
+        assert drawn[line][column:].split()[0] == word and drawn[line + 1].strip() == "^" * len(word)
+    assert "rank 19: ... " in "\n".join(drawn) and all(len(line) < 110 for line in drawn)
+
+
+def carets(error):
+    """What stands above the carets."""
+    lines = str(error).splitlines()
+    under = [(row, line) for row, line in pairwise(lines) if line and not line.strip(" ^")]
+    return [row[line.index("^") : len(line)] for row, line in under]
+
+
+@pytest.mark.parametrize(
+    ("text", "marked"),
+    [
+        ("0F0 0X3 0B0\n1F0 oops", ["0X3", "oops"]),
+        ("0F0 0SEND_F0", ["0SEND_F0"]),
+        ("0F0 0B0 0F1 0B1 1F0\n1B0 1F1 1B1", ["1F0"]),
+        ("0F0 0B0 0B0", ["0B0"]),
+        ("0F0 0I0 0F1 0B1", ["0I0"]),
+        ("0F0 0F1 0B1", ["0F0"]),
+        ("0F0 0B0\n1B0", ["1B0"]),
+        ("0B0 0F0", ["0B0"]),
+        ("0F0 0B0 0F1 0B1\n1F0 1F1 1B0 1B1", ["0B0", "1F1"]),
+        (" ".join(f"0F{m} 0B{m}" for m in range(99)) + " 0W3", ["0W3"]),
+    ],
+)
+def test_the_caret_is_under_the_action_that_is_at_fault(text, marked):
+    with pytest.raises(ScheduleError) as refused:
+        validate(Schedule.from_text(text))
+    assert carets(refused.value) == marked
+
+
+def test_a_deadlock_names_a_move_that_makes_the_schedule_legal():
+    with pytest.raises(ScheduleError, match="on rank 1, put 1B0 before 1F1"):
+        validate(Schedule.from_text("0F0 0B0 0F1 0B1\n1F0 1F1 1B0 1B1"))
+    validate(Schedule.from_text("0F0 0B0 0F1 0B1\n1F0 1B0 1F1 1B1"))
+
+
+@REPRODUCIBLE
+@given(mutated_schedules())
+def test_where_ranks_wait_for_one_another_the_cycle_is_closed(schedule):
+    try:
+        found = waits(schedule)
+    except ScheduleError:
+        return  # something is missing: nothing can be played
+    assert bool(found) == (not is_legal(schedule))
+    circle = cycle(found) if found else ()
+    for wait, after in zip(circle, circle[1:] + circle[:1], strict=True):
+        assert wait.on == after.rank and wait.at >= after.position
 
 
 def test_a_large_schedule_is_judged_in_time_proportional_to_its_actions():

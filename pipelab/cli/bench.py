@@ -115,11 +115,12 @@ def _print_recorders(rows: list[dict[str, Any]]) -> None:
 
 def _print_simulators(rows: list[dict[str, Any]]) -> None:
     print("actions a second (processor time)")
-    print(f"{'schedule':<12} {'ranks':>5} {'ours':>12} {'torch':>12} {'dictionary':>12} {'bytes/action':>13}")
+    peers = f"{'ours':>12} {'torch':>12} {'dictionary':>12}"
+    print(f"{'schedule':<12} {'ranks':>5} {'costs':>10} {peers} {'bytes/action':>13}")
     for row in rows:
         torch = "absent" if row["torch"] is None else f"{row['torch']:,}"
         rates = f"{row['ours']:>12,} {torch:>12} {row['dictionary']:>12,}"
-        print(f"{row['schedule']:<12} {row['ranks']:>5} {rates} {row['bytes_per_action']:>13,}")
+        print(f"{row['schedule']:<12} {row['ranks']:>5} {row['costs']:>10} {rates} {row['bytes_per_action']:>13,}")
 
 
 def _print_replays(rows: list[dict[str, Any]]) -> None:

@@ -7,11 +7,15 @@ import math
 import re
 import sys
 import tempfile
+import textwrap
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from pipelab.trace import number
+
+if TYPE_CHECKING:
+    from pipelab.explain import Explanation
 
 LONGEST_TIME = 10**99
 _TIME = re.compile(r"\d{1,40}/\d{1,40}|(\d{1,40}(\.\d{0,40})?|\.\d{1,40})(e[+-]?\d{1,2})?", re.ASCII | re.IGNORECASE)
@@ -92,6 +96,23 @@ def add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else")
 
 
+def add_explain(command: argparse.ArgumentParser) -> None:
+    """The option --explain."""
+    what = "say where the time goes, and which change would help most"
+    command.add_argument("--explain", action="store_true", help=what)
+
+
+def print_explanation(explanation: "Explanation | None") -> None:
+    """The paragraph, in lines, and the idle time by rank and cause; nothing without an explanation."""
+    if explanation is not None:
+        from pipelab.show.idle import idle_text
+
+        print()
+        print(textwrap.fill(str(explanation), 100, break_on_hyphens=False, break_long_words=False))
+        print()
+        print(idle_text(explanation))
+
+
 def print_json(value: Any) -> None:
     """Print one JSON object; fractions as integers where exact, else as floats, and null for what is no number."""
     print(json.dumps(_plain(value), allow_nan=False))
@@ -105,8 +126,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Fraction):
         return number(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def percent(bubble: Any) -> str:
-    """A bubble for people."""
-    return f"{100 * float(bubble):.1f} %"

@@ -10,7 +10,7 @@ from pipelab.schedule import Schedule
 from pipelab.schedules import SCHEDULES, build, options_of
 
 SPECIAL = ("memory_limit", "weight_memory", "objective", "backward_order")
-SHAPE = ("schedule", "ranks", "microbatches", "chunks", *SPECIAL)
+SHAPE = ("schedule", "ranks", "pp", "microbatches", "chunks", *SPECIAL)
 
 
 def add_shape(command: argparse.ArgumentParser) -> None:
@@ -44,8 +44,7 @@ def special(options: argparse.Namespace, name: str, costs: Costs) -> dict[str, A
 def asked_schedule(options: argparse.Namespace, costs: Costs) -> Schedule:
     """The schedule that the options name, or that the file holds; `costs` are for those that plan by them."""
     if options.file is not None:
-        refuse_shape(options, "--file")
-        return Schedule.from_text(read_text("--file", options.file), name=options.file.stem)
+        return schedule_from_file(options)
     if options.schedule is None:
         raise CommandError(f"name a schedule ({', '.join(SCHEDULES)}), or give --file")
     for option in ("ranks", "microbatches"):
@@ -55,10 +54,18 @@ def asked_schedule(options: argparse.Namespace, costs: Costs) -> Schedule:
     return build(options.schedule, options.ranks, options.microbatches, options.chunks, **more)
 
 
+def schedule_from_file(options: argparse.Namespace) -> Schedule:
+    """The rows of --file, which say all about the shape. Raises CommandError for a shape given beside it."""
+    refuse_shape(options, "--file")
+    stem = options.file.stem
+    name = f"{stem} (file)" if stem in SCHEDULES else stem  # not taken for the published one, whose formula it has not
+    return Schedule.from_text(read_text("--file", options.file), name=name)
+
+
 def refuse_shape(options: argparse.Namespace, source: str) -> None:
     """Raise CommandError when a shape is given beside a file that says it all."""
     for option in SHAPE:
-        if getattr(options, option) is not None:
+        if getattr(options, option, None) is not None:
             named = f"the name {options.schedule}" if option == "schedule" else f"--{option.replace('_', '-')}"
             raise CommandError(f"{source} says all about the schedule; leave out {named}")
 

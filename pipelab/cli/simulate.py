@@ -6,10 +6,11 @@ A file has one line a rank, actions separated by blanks, as in: 0F0 0F1 0B0 0B1
 import argparse
 from typing import Any
 
-from pipelab.cli.parser import add_json, duration, percent, print_json
+from pipelab.cli.parser import add_explain, add_json, duration, print_explanation, print_json
 from pipelab.cli.progress import elapsed
 from pipelab.cli.shape import add_shape, asked_schedule, special
 from pipelab.costs import Costs
+from pipelab.explain import explain
 from pipelab.formulas import formula
 from pipelab.schedule import Schedule
 from pipelab.simulate import simulate
@@ -24,6 +25,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     for kind, what in (("F", "forward"), ("I", "input gradient"), ("W", "weight gradient")):
         command.add_argument(f"--{kind}", type=duration, default=1, metavar="TIME", help=f"{what} of a rank (1)")
     command.add_argument("--hop", type=duration, default=0, metavar="TIME", help="latency between ranks (0)")
+    add_explain(command)
     add_json(command)
 
 
@@ -34,10 +36,14 @@ def run(options: argparse.Namespace) -> None:
         schedule = asked_schedule(options, costs)
         trace = simulate(schedule, costs)
     closed_form = None if options.file else _formula(options, schedule)
+    with elapsed("explaining"):
+        explanation = explain(trace) if options.explain else None
     if options.json:
-        print_json(_figures(schedule, trace, closed_form))
+        more = {"explanation": explanation.as_dict()} if explanation else {}
+        print_json(_figures(schedule, trace, closed_form) | _found(options, costs, trace) | more)
     else:
-        _print_figures(schedule, trace, closed_form, _bound(options, costs))
+        _print_figures(schedule, trace, closed_form, _found(options, costs, trace))
+        print_explanation(explanation)
 
 
 def _formula(options: argparse.Namespace, schedule: Schedule) -> dict[str, Any] | None:
@@ -66,25 +72,28 @@ def _figures(schedule: Schedule, trace: Trace, closed_form: dict[str, Any] | Non
     }
 
 
-def _bound(options: argparse.Namespace, costs: Costs) -> tuple[str, Any] | None:
-    """For the schedule that is searched for: its objective, and what no order can beat."""
+def _found(options: argparse.Namespace, costs: Costs, trace: Trace) -> dict[str, Any]:
+    """For the schedule that is searched for: the bound that no order can beat, and how far from it this one is."""
     if options.schedule != "zb-auto":
-        return None
-    from pipelab.search import lower_bound
+        return {}
+    from pipelab.search import gap, lower_bound
 
     asked = special(options, options.schedule, costs)
-    return options.objective or "span", lower_bound(options.ranks, options.microbatches, **asked)
+    bound = lower_bound(options.ranks, options.microbatches, **asked, chunks=options.chunks or 1)
+    length = trace.makespan if options.objective == "step" else trace.span
+    return {"objective": options.objective or "span", "lower_bound": number(bound), "gap": number(gap(length, bound))}
 
 
-def _print_figures(
-    schedule: Schedule, trace: Trace, closed_form: dict[str, Any] | None, bound: tuple[str, Any] | None
-) -> None:
+def _print_figures(schedule: Schedule, trace: Trace, closed_form: dict[str, Any] | None, found: dict[str, Any]) -> None:
     from pipelab.show.text import timeline_text
+    from pipelab.units import percent
 
     print(timeline_text(trace))
     if closed_form:
         print("by formula: " + ", ".join(f"{kind} {percent(closed_form[kind])}" for kind in BUBBLES))
-    if bound is not None:
-        print(f"lower bound of the {bound[0]}, with one stage a rank: {float(bound[1]):.6g}")
+    if found:
+        stages = "one stage" if schedule.stages == schedule.ranks else f"{schedule.stages // schedule.ranks} stages"
+        least = f"lower bound of the {found['objective']}, with {stages} a rank: {found['lower_bound']:.6g}"
+        print(f"{least}, gap {percent(found['gap'])}")
     held = " ".join(f"{float(peak):g}" for peak in trace.peak_in_flight)
     print(f"peak in flight by rank, in micro-batches: {held}")

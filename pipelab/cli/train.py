@@ -4,14 +4,28 @@ import argparse
 import copy
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelab.cli.parser import CommandError, add_json, count, duration, percent, print_json, seed, writable
-from pipelab.cli.shape import add_special, special
+from pipelab.cli.parser import (
+    CommandError,
+    add_explain,
+    add_json,
+    count,
+    duration,
+    print_explanation,
+    print_json,
+    seed,
+    writable,
+)
+from pipelab.cli.shape import add_special, schedule_from_file, special
 from pipelab.costs import Costs
+from pipelab.explain import explain
 from pipelab.mesh import Mesh
+from pipelab.schedule import Schedule
 from pipelab.schedules import SCHEDULES, build
 from pipelab.trace import BUBBLES
+from pipelab.validate import validate
 
 if TYPE_CHECKING:
     from pipelab.run import Run
@@ -25,7 +39,9 @@ TOLERANCE = 1e-9
 def add_options(command: argparse.ArgumentParser) -> None:
     """The options of `pipelab train`."""
     command.add_argument("--schedule", metavar="NAME", help=f"one of {', '.join(SCHEDULES)}")
-    for axis, what in (("pp", "pipeline ranks"), ("tp", "tensor shards"), ("dp", "replicas")):
+    command.add_argument("--file", type=Path, help="read the rows from this file instead, one line a rank")
+    command.add_argument("--pp", type=count, metavar="N", help="number of pipeline ranks (1)")
+    for axis, what in (("tp", "tensor shards"), ("dp", "replicas")):
         command.add_argument(f"--{axis}", type=count, default=1, metavar="N", help=f"number of {what} (1)")
     command.add_argument("--chunks", type=count, metavar="V", help="stages a rank, where the schedule takes it")
     add_special(command)
@@ -51,6 +67,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--bandwidth", type=duration, metavar="BYTES/S", help="modelled, of each link (unlimited)")
     command.add_argument("--check", action="store_true", help="in float64, compare with the uncut model")
     command.add_argument("--watch", action="store_true", help="note norms, and name the first value that is not finite")
+    add_explain(command)
     command.add_argument("--html", type=writable, metavar="FILE", help="write a page with timeline and memory")
     command.add_argument("--trace", type=writable, metavar="FILE", help="write the trace as JSON")
     add_json(command)
@@ -58,11 +75,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, print what was measured, and give 1 when --check found a difference."""
-    for option in ("schedule", "microbatches"):
-        if getattr(options, option) is None:
-            raise CommandError(f"--{option} is missing; as in: {EXAMPLE}")
-    more = special(options, options.schedule, Costs.uniform())
-    schedule = build(options.schedule, options.pp, options.microbatches, options.chunks, **more)
+    schedule = _asked_schedule(options)
     _refuse_what_is_not_there(options)
     run_, difference = _train(options, schedule)
     if not run_.first:
@@ -71,14 +84,31 @@ def run(options: argparse.Namespace) -> int:
         options.trace.write_text(run_.trace.to_json())
     if options.html:
         _write_html(options, run_, difference)
+    explanation = explain(run_.trace, against=run_.replay()) if options.explain else None
     if options.json:
-        print_json(_figures(options, run_, difference))
+        more = {"explanation": explanation.as_dict()} if explanation else {}
+        print_json(_figures(options, run_, difference) | more)
     else:
         _print_figures(run_, difference)
+        print_explanation(explanation)
     if difference is not None and not difference <= TOLERANCE:
         print(f"pipelab train: --check: parameters differ from the uncut model by {difference:g}", file=sys.stderr)
         return 1
     return 0
+
+
+def _asked_schedule(options: argparse.Namespace) -> Schedule:
+    """The schedule by name, or from a file, which then says pp and micro-batches too."""
+    if options.file is not None:
+        schedule = validate(schedule_from_file(options))
+        options.pp, options.microbatches = schedule.ranks, schedule.microbatches
+        return schedule
+    for option in ("schedule", "microbatches"):
+        if getattr(options, option) is None:
+            raise CommandError(f"--{option} is missing; as in: {EXAMPLE}")
+    options.pp = options.pp or 1
+    more = special(options, options.schedule, Costs.uniform())
+    return build(options.schedule, options.pp, options.microbatches, options.chunks, **more)
 
 
 def _refuse_what_is_not_there(options: argparse.Namespace) -> None:
@@ -99,7 +129,7 @@ def _refuse_what_is_not_there(options: argparse.Namespace) -> None:
         raise CommandError("--bandwidth must be positive: got 0; leave it out for an unlimited one")
 
 
-def _train(options: argparse.Namespace, schedule: Any) -> tuple["Run", float | None]:
+def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", float | None]:
     """The run, and with --check its largest difference from the uncut model."""
     import torch
     from tqdm import tqdm
@@ -181,6 +211,8 @@ def _figures(options: argparse.Namespace, result: "Run", difference: float | Non
 
 def _summary(result: "Run", difference: float | None) -> list[tuple[str, str]]:
     """What a person wants to read, as (what, figure) with the unit and the clock."""
+    from pipelab.units import percent
+
     bubbles = result.bubbles()
     rows = [("loss", f"{result.losses[0]:.3f} in the first step, {result.losses[-1]:.3f} in the last")]
     rows.append(("step", f"{1e3 * result.step_seconds:.1f} ms ({result.clock_label}, median)"))

@@ -9,10 +9,10 @@ Read `case` first, then `whole_backward`, `zero_bubble` and `v_shape`.
     P ranks   M micro-batches   V chunks a rank   F, I, W work of one rank for one micro-batch   B = I + W
 """
 
-import operator
 from decimal import Decimal
 from fractions import Fraction
 
+from pipelab.counts import count
 from pipelab.formulas import v_shape as vee
 from pipelab.formulas import whole_backward as whole
 from pipelab.formulas import zero_bubble as zero
@@ -55,7 +55,7 @@ def formula(
         raise ValueError(f"there is no quantity {quantity!r}; the quantities are {', '.join(QUANTITIES)}")
     times = (_time(letter, value) for letter, value in (("F", F), ("I", I), ("W", W), ("hop", hop)))
     closed = CLOSED_FORMS[name]
-    case = Case(_count("P", P), _count("M", M), _chunks(name, closed.chunks, V), *times)
+    case = Case(count("P", P), count("M", M), _chunks(name, closed.chunks, V), *times)
     if quantity in PEAKS:
         later = quantity == "peak_until_input" and closed.peak_until_input
         peak = later or closed.peak
@@ -108,7 +108,7 @@ CLOSED_FORMS = {
 
 def _chunks(name: str, chunks: int | str, V: int | None) -> int:
     """V as asked for, where the schedule can have it."""
-    number = None if V is None else _count("V", V)
+    number = None if V is None else count("V", V)
     if chunks == "any":
         return number or 1
     if number not in (None, chunks):
@@ -125,16 +125,6 @@ def _ranks(case: Case, rank: int | None) -> range:
     if rank not in range(case.P) or isinstance(rank, bool):
         raise ValueError(f"rank must be one of 0..{case.P - 1}: got {rank!r}")
     return range(rank, rank + 1)
-
-
-def _count(letter: str, value: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1 or isinstance(value, bool):
-        raise ValueError(f"{letter} must be a whole number of at least 1: got {value!r}")
-    return number
 
 
 def _time(letter: str, value: Time) -> Fraction:

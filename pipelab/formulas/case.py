@@ -53,12 +53,5 @@ def round_trips(case: Case) -> int:
     return -(-(case.M + case.P - 1) // case.P)
 
 
-def round_sizes(case: Case) -> list[int]:
-    """The rounds of interleaved: of P micro-batches or more, as even as M allows, the larger first."""
-    rounds = max(1, case.M // case.P)
-    share, larger = divmod(case.M, rounds)
-    return [share + 1] * larger + [share] * (rounds - larger)
-
-
 def positive(time: Fraction) -> Fraction:
     return max(Fraction(0), time)

@@ -2,7 +2,8 @@
 
 from fractions import Fraction
 
-from pipelab.formulas.case import Case, positive, round_sizes, round_trips
+from pipelab.counts import round_sizes
+from pipelab.formulas.case import Case, positive, round_trips
 
 
 def naive_makespan(case: Case) -> Fraction:
@@ -91,7 +92,7 @@ def _wrap_around(case: Case) -> Fraction:
     P of an uneven round fill. In between, a chunk's work of the other kind hides each hop, up to F/V or B/V.
     """
     P, hop, forward, backward = case.P, case.hop, case.F / case.V, case.B / case.V
-    above = [max(0, size - P) for size in round_sizes(case)]
+    above = [max(0, size - P) for size in round_sizes(case.P, case.M)]
 
     def between(hidden: Fraction, rounds: list[int]) -> Fraction:
         return sum((positive(P * (hop - hidden) - n * (forward + backward)) for n in rounds), Fraction(0))
@@ -106,7 +107,8 @@ def _refuse_long_hops(case: Case) -> None:
             "interleaved has a closed form for hops of at most half the work of a chunk, 2 hop <= (F+B)/V: "
             f"got hop={case.hop}, (F+B)/V={(case.F + case.B) / case.V}"
         )
-    first, last = round_sizes(case)[0], round_sizes(case)[-1]
+    sizes = round_sizes(case.P, case.M)
+    first, last = sizes[0], sizes[-1]
     if first != last and last + 1 < case.V:
         raise ValueError(
             f"interleaved has a closed form with hops for equal rounds, or V at most {last + 1}, one more "
@@ -122,5 +124,5 @@ def interleaved_peak(case: Case, rank: int) -> Fraction:
     """
     if case.V == 1:
         return Fraction(one_f_one_b_peak(case, rank))
-    warmup = (case.V - 1) * round_sizes(case)[0] + 2 * (case.P - 1 - rank)
+    warmup = (case.V - 1) * round_sizes(case.P, case.M)[0] + 2 * (case.P - 1 - rank)
     return Fraction(min(warmup + 1, case.V * case.M), case.V)

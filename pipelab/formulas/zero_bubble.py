@@ -2,7 +2,8 @@
 
 from fractions import Fraction
 
-from pipelab.formulas.case import Case, positive, round_sizes, round_trips, within
+from pipelab.counts import round_sizes
+from pipelab.formulas.case import Case, positive, round_trips, within
 from pipelab.formulas.whole_backward import one_f_one_b_peak
 
 
@@ -110,9 +111,9 @@ def _interleaved_zb(case: Case) -> Fraction:
 
 def interleaved_zb_peak(case: Case, rank: int) -> Fraction:
     """P on every rank when P divides M: V-1 chunks of the first round, and P. Any P, M and V (derived here)."""
-    return Fraction(min((case.V - 1) * round_sizes(case)[0] + case.P, case.V * case.M), case.V)
+    return Fraction(min((case.V - 1) * round_sizes(case.P, case.M)[0] + case.P, case.V * case.M), case.V)
 
 
 def interleaved_zb_peak_until_input(case: Case, rank: int) -> Fraction:
     """The warm-up and one: rank r less than the peak. Any P, M and V (derived here)."""
-    return Fraction(min((case.V - 1) * round_sizes(case)[0] + case.P - rank, case.V * case.M), case.V)
+    return Fraction(min((case.V - 1) * round_sizes(case.P, case.M)[0] + case.P - rank, case.V * case.M), case.V)

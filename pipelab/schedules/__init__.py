@@ -6,10 +6,11 @@ Read in this order: `naive`, `gpipe`, `one_f_one_b`, `looped_bfs`, `interleaved`
 
 import difflib
 import inspect
-import operator
 from collections.abc import Callable
 from typing import Any
 
+from pipelab.collector import collector_at_rest
+from pipelab.counts import count
 from pipelab.schedule import Schedule, refuse_too_many
 from pipelab.schedules.dualpipe_v import dualpipe_v
 from pipelab.schedules.gpipe import gpipe
@@ -60,8 +61,8 @@ def build(name: str, ranks: int, microbatches: int, chunks: int | None = None, *
         hint = f"did you mean {close[0]}? the names are" if close else "the names are"
         raise ValueError(f"there is no schedule {name!r}; {hint} {', '.join(GENERATORS)}")
     takes = options_of(name)
-    ranks, microbatches = _count("ranks", ranks), _count("microbatches", microbatches)
-    chunks = None if chunks is None else _count("chunks", chunks)
+    ranks, microbatches = count("ranks", ranks), count("microbatches", microbatches)
+    chunks = None if chunks is None else count("chunks", chunks)
     for option in options:
         if option not in takes:
             raise ValueError(f"{name} does not take the option {option!r}; it takes {_listed(takes)}")
@@ -74,7 +75,8 @@ def build(name: str, ranks: int, microbatches: int, chunks: int | None = None, *
         )
         raise ValueError(f"{name} has {words} a rank: got chunks={chunks}; {remedy}")
     refuse_too_many(ranks * fixed, microbatches, kinds_of(name))
-    return GENERATORS[name](ranks, microbatches, **options)
+    with collector_at_rest():
+        return GENERATORS[name](ranks, microbatches, **options)
 
 
 def chunks_of(name: str) -> int | str:
@@ -103,16 +105,6 @@ def options_of(name: str) -> tuple[str, ...]:
     ('chunks',)
     """
     return tuple(inspect.signature(GENERATORS[name]).parameters)[2:]
-
-
-def _count(what: str, value: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if number < 1 or isinstance(value, bool):
-        raise ValueError(f"{what} must be a whole number of at least 1: got {value!r}")
-    return number
 
 
 def _listed(takes: tuple[str, ...]) -> str:

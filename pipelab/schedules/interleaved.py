@@ -1,6 +1,7 @@
 """Interleaved 1F1B: V chunks a rank divide the bubble by V, for more messages and memory. Read next: `zero_bubble`."""
 
 from pipelab.action import B, F
+from pipelab.counts import round_sizes
 from pipelab.placement import Placement
 from pipelab.schedule import Letter, Schedule, stagger
 
@@ -24,10 +25,3 @@ def interleaved(ranks: int, microbatches: int, chunks: int = 1) -> Schedule:
         return stagger((forwards, 0), (backwards, min(warmup, len(forwards))))
 
     return Schedule.from_words("interleaved", Placement.loop(ranks, chunks), microbatches, word)
-
-
-def round_sizes(ranks: int, microbatches: int) -> list[int]:
-    """Rounds of at least P micro-batches, as even as M allows, the larger first."""
-    rounds = max(1, microbatches // ranks)
-    share, larger = divmod(microbatches, rounds)
-    return [share + 1] * larger + [share] * (rounds - larger)

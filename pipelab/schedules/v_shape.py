@@ -9,6 +9,7 @@ Read next: `dualpipe_v`.
 """
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 from pipelab.action import B, F, I, W
@@ -18,9 +19,14 @@ from pipelab.schedule import Letter, Schedule, refuse_too_many
 PERIOD = 6
 """Slots from one micro-batch to the next: F, I and W of two chunks."""
 
-SLOTS = {F: 1, I: 1, W: 1, B: 2}
 CHANGE = {F: +1, I: 0, W: -1, B: -1}
-"""How many slots a letter takes, and what it does to the number of activations held."""
+"""What a letter does to the number of activations held."""
+
+KEPT, RELEASED, BUSY = 1, 2, 3
+MARKS = {F: bytes([KEPT]), I: bytes([BUSY]), W: bytes([RELEASED]), B: bytes([RELEASED, BUSY])}
+"""The slots that a letter takes, one or two, as they are marked; a free one is 0."""
+
+FREE = {kind: bytes(len(marks)) for kind, marks in MARKS.items()}
 
 
 def v_half(ranks: int, microbatches: int) -> Schedule:
@@ -122,19 +128,22 @@ def _squeeze(block: list[Step], ranks: int, microbatches: int) -> list["_Lane"]:
     last_leaves = PERIOD * (microbatches - 1)
     most = max(_held_in_steady_state(block, rank) for rank in range(ranks))
     lanes = [_Lane(block[-1].start + PERIOD * microbatches + 2 * len(block)) for _ in range(ranks)]
-    done: dict[tuple[Letter | None, int], int] = {}
+    done: dict[Letter | None, list[int]] = {None: [0] * microbatches, **{step.letter: [] for step in block}}
 
-    moves = [(step.start + PERIOD * m, m, step) for m in range(microbatches) for step in block]
-    for left_over, slot, m, step in sorted((s > last_leaves and t.letter[1] == W, s, m, t) for s, m, t in moves):
-        lane, kind = lanes[step.rank], step.letter[1]
-        lane.advance(slot)
-        if left_over or not first_is_back <= slot <= last_leaves:
-            earliest = max(done.get((step.after, m), 0), done.get((step.letter, m - 1), 0))
+    def turn(step: Step, m: int) -> int:
+        slot = step.start + PERIOD * m
+        return slot + len(lanes[0].slots) if slot > last_leaves and step.letter[1] == W else slot
+
+    moves = [(turn(step, m), m, step) for m in range(microbatches) for step in block]
+    for slot, m, (_, rank, letter, after) in sorted(moves, key=itemgetter(0)):
+        lane, kind, ends = lanes[rank], letter[1], done[letter]
+        if not first_is_back <= slot <= last_leaves:
+            earliest = max(done[after][m], ends[-1] if ends else 0)
             if kind == F:
                 earliest = lane.room(earliest, slot, most)
-            slot = lane.taken.find(bytes(SLOTS[kind]), earliest)
-        lane.put(slot, step.letter)
-        done[step.letter, m] = slot + SLOTS[kind]
+            slot = lane.slots.find(FREE[kind], earliest)
+        lane.put(slot, letter)
+        ends.append(slot + len(MARKS[kind]))
     return lanes
 
 
@@ -145,27 +154,30 @@ def _held_in_steady_state(block: list[Step], rank: int) -> int:
 
 
 class _Lane:
-    """The slots of one rank: which are taken, by what, and how many activations it holds in each."""
+    """The slots of one rank, the letters in them, and how many activations it holds after the last."""
 
     def __init__(self, slots: int) -> None:
-        self.taken = bytearray(slots)
+        self.slots = bytearray(slots)
         self.letters: list[tuple[int, Letter]] = []
-        self._held: list[int] = []
-        self._now = 0
-
-    def advance(self, slot: int) -> None:
-        """Go on to a slot: what is held now is held until there."""
-        self._held += [self._now] * (slot - len(self._held))
+        self._held = 0
 
     def room(self, earliest: int, slot: int, most: int) -> int:
-        """The first slot from which on, until `slot`, it holds fewer than `most`."""
-        return next((full + 1 for full in range(slot - 1, earliest - 1, -1) if self._held[full] >= most), earliest)
+        """The first slot from which on, until `slot`, it holds fewer than `most`; all letters are before `slot`."""
+        full, held = slot - 1, self._held
+        if held + self.slots.count(RELEASED, earliest, slot) < most:
+            return earliest  # the common case: it never held so many
+        while held < most:
+            back = most - held  # a slot holds at most one more than the next, so none of those between is full
+            if full - back < earliest:
+                return earliest
+            between = full - back + 1, full + 1
+            held += self.slots.count(RELEASED, *between) - self.slots.count(KEPT, *between)
+            full -= back
+        return full + 1
 
     def put(self, slot: int, letter: Letter) -> None:
         """Take a slot, or two."""
-        length, change = SLOTS[letter[1]], CHANGE[letter[1]]
-        self.taken[slot : slot + length] = b"\1" * length
+        marks = MARKS[letter[1]]
+        self.slots[slot : slot + len(marks)] = marks
         self.letters.append((slot, letter))
-        if change:
-            self._held[slot:] = [held + change for held in self._held[slot:]]
-            self._now += change
+        self._held += CHANGE[letter[1]]

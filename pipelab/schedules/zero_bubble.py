@@ -4,9 +4,9 @@ Read next: `v_shape`.
 """
 
 from pipelab.action import F, I, W
+from pipelab.counts import round_sizes
 from pipelab.placement import Placement
 from pipelab.schedule import Letter, Schedule, stagger
-from pipelab.schedules.interleaved import round_sizes
 
 
 def zb_h1(ranks: int, microbatches: int) -> Schedule:

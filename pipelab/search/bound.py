@@ -1,6 +1,6 @@
-"""How short can any schedule with one stage a rank be? Five reasons that no order of work escapes. Read next: `greedy`.
+"""How short can any schedule be? Five reasons that no order of work escapes. Read next: `words`.
 
-    return   the time from the end of an F on a rank until its gradient is back: work and hops of the ranks after it
+    return   the time from the end of an F on a stage until its gradient is back: work and hops of the stages after it
 
 1. A rank does all its work, and before its first I it has nothing to do but the forwards that its memory holds.
 2. Likewise at the end: after its last F starts, the work that is left is that of the micro-batches it holds.
@@ -8,6 +8,8 @@
 4. The memory a rank holds, summed over time, is at most its limit times the time.
 5. Before the last gradient leaves rank j, j has done all F and I, and the W that memory forced; then the
    gradient climbs to rank r, whose own W still follows.
+
+They are for one stage a rank. Reasons 1 and 4, in a weaker form, also hold for several chunks.
 """
 
 from pipelab.search.problem import Problem
@@ -19,30 +21,35 @@ ROUNDING = 1e-12
 def bound(problem: Problem) -> Number:
     """A length, in ticks, that no schedule within the limits goes below.
 
-    With zero hops, F = I = W and limit P it is ZB-H1's M (F+I+W) + (P-1)(F+I-W): with one stage a rank,
-    none in that memory is shorter than the published one (Qi et al. 2024, table 2); a V of two chunks can be.
+    With one stage a rank, zero hops, F = I = W and limit P it is ZB-H1's M (F+I+W) + (P-1)(F+I-W): none
+    in that memory is shorter than the published one (Qi et al. 2024, table 2); a V of two chunks can be.
 
-    >>> bound(Problem.of(4, 8, None, memory_limit=4, weight_memory=1, objective="span"))
-    27
+    >>> from pipelab.placement import Placement
+    >>> problems = Problem.of(Placement.loop(4), 8), Problem.of(Placement.vee(4), 8)
+    >>> [problem.in_units(bound(problem)) for problem in problems]
+    [27, 24]
     """
-    heads = [start - offset for start, offset in zip(problem.start, problem.offset, strict=True)]
     back = _returns(problem)
-    alone = [head + _alone(problem, rank, back[rank]) for rank, head in enumerate(heads)]
-    length = max(*alone, _through(problem, back))
+    alone = _alone if problem.chunks == 1 else _alone_with_chunks
+    heads = [start - offset for start, offset in zip(problem.start, problem.offset, strict=False)]
+    length = max(head + alone(problem, rank, back) for rank, head in enumerate(heads))
+    if problem.chunks == 1:
+        length = max(length, _through(problem, back))
     return length * (1 - ROUNDING) if isinstance(length, float) else length
 
 
 def _returns(problem: Problem) -> list[Number]:
-    """For each rank the time from the end of an F to the start of its I, at the earliest."""
-    back: list[Number] = [0] * problem.ranks
-    for rank in reversed(range(problem.ranks - 1)):
-        hops = problem.hop_down[rank] + problem.hop_up[rank]
-        back[rank] = back[rank + 1] + problem.F[rank + 1] + problem.I[rank + 1] + hops
+    """For each stage the time from the end of an F to the start of its I, at the earliest."""
+    back: list[Number] = [0] * problem.placement.stages
+    for stage in reversed(range(problem.placement.stages - 1)):
+        hops = problem.hop_down[stage] + problem.hop_up[stage]
+        back[stage] = back[stage + 1] + problem.F[stage + 1] + problem.I[stage + 1] + hops
     return back
 
 
-def _alone(problem: Problem, rank: int, back: Number) -> Number:
+def _alone(problem: Problem, rank: int, returns: list[Number]) -> Number:
     """Reasons 1 to 4: what one rank needs from its first start to its last end."""
+    back = returns[rank]
     M, f, i, w = problem.microbatches, problem.F[rank], problem.I[rank], problem.W[rank]
     one, weight, limit = problem.one, problem.weight, problem.limits[rank]
     places = min(limit // one, M)
@@ -55,8 +62,22 @@ def _alone(problem: Problem, rank: int, back: Number) -> Number:
     rounds = -(-M // places)
     stay = f + back + i
     filled = rounds * (stay + w) if weight == one else rounds * stay + w
-    area = M * (stay * one + w * weight)
-    return max(work, filled, area / limit if isinstance(area, float) else -(-area // limit))
+    return max(work, filled, _shared(M * (stay * one + w * weight), limit))
+
+
+def _shared(area: Number, limit: int) -> Number:
+    """Reason 4: the time in which so much memory times time can be held."""
+    return area / limit if isinstance(area, float) else -(-area // limit)
+
+
+def _alone_with_chunks(problem: Problem, rank: int, returns: list[Number]) -> Number:
+    """Reasons 1 and 4: the stage whose gradient is back first ends the first wait, and all stages share the memory."""
+    stages, limit = problem.placement.stages_on(rank), problem.limits[rank]
+    first_back = min(problem.start[stage] + problem.F[stage] + returns[stage] for stage in stages)
+    longest, all_of_them = max(problem.F[s] for s in stages), sum(problem.F[s] for s in stages) * problem.microbatches
+    wait = first_back - problem.start[rank] - min(limit // problem.one * longest, all_of_them)
+    stays = ((problem.F[s] + returns[s] + problem.I[s]) * problem.one + problem.W[s] * problem.weight for s in stages)
+    return max(problem.work[rank] + max(0, wait), _shared(problem.microbatches * sum(stays), limit))
 
 
 def _first_wait(problem: Problem, rank: int, back: Number) -> Number:

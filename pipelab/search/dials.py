@@ -1,37 +1,15 @@
-"""Which rules are worth trying? A short list of dials, and the published words, best first. Read next: `improve`."""
+"""Which rules are worth trying? A short list of dials, best first. Read next: `waves`."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
 from math import ceil, floor
 
-from pipelab.action import B, F, I, W
-from pipelab.schedule import stagger
+from pipelab.action import F, I
 from pipelab.search.greedy import OLDEST, STRICT, Dial
-from pipelab.search.problem import Problem, Rows
+from pipelab.search.problem import Problem
 from pipelab.trace import Number
 
 Warmup = tuple[int, ...]
-
-
-def words(problem: Problem) -> Iterator[Rows]:
-    """The published one-stage schedules, where B is I and then W at once: never longer than with B.
-
-    naive, GPipe and 1F1B differ in when the backward starts; ZB-H1 and ZB-H2 also in when the weights do.
-
-    >>> problem = Problem.of(2, 3, None, memory_limit=2, weight_memory=1, objective="span")
-    >>> ["".join(rows[0]) for rows in words(problem)]
-    ['FIWFIWFIW', 'FFFIWIWIW', 'FFIWFIWIW', 'FFIWFIWIW', 'FFFIWIWIW']
-    """
-    P, M = problem.ranks, problem.microbatches
-    for start in (lambda rank: 0, lambda rank: M, lambda rank: min(P - 1 - rank, M)):
-        yield [_word(M, {F: 0, B: start(rank)}) for rank in range(P)]
-    for times in (1, 2):
-        yield [_word(M, {F: 0, I: times * (P - 1 - rank), W: times * (P - 1)}) for rank in range(P)]
-
-
-def _word(microbatches: int, delays: dict[str, int]) -> list[str]:
-    streams = [([(0, kind)] * microbatches, delay) for kind, delay in delays.items()]
-    return [letter for _, kind in stagger(*streams) for letter in (I + W if kind == B else kind)]
 
 
 def dials(problem: Problem, level: int, least: Number) -> Iterator[Dial]:
@@ -43,9 +21,9 @@ def dials(problem: Problem, level: int, least: Number) -> Iterator[Dial]:
     extra, P = max(0, level - problem.ranks), problem.ranks
     filling, turning = _fills(problem), _turns(problem)
     listed: list[tuple[Callable[[], Warmup], str, Number]] = [
+        (lambda: filling(0, ceil), F, wait),
         (lambda: filling(0, floor), OLDEST, wait),
         (lambda: turning(extra), I, wait),
-        (lambda: filling(0, ceil), F, wait),
         (lambda: turning(extra), F, at_once),
         (lambda: filling(0.25, ceil, True), F, more),
         (lambda: turning(1), OLDEST, more),
@@ -74,8 +52,7 @@ def dials(problem: Problem, level: int, least: Number) -> Iterator[Dial]:
 
 def tried(problem: Problem, level: int, least: Number) -> list[Dial]:
     """The dials to try at one level, each once: all on small shapes, the first ones where one try takes long."""
-    actions = 3 * problem.ranks * problem.microbatches
-    most = max(FEWEST, DISPATCHED // actions)
+    most = max(FEWEST, DISPATCHED // problem.actions)
     return list(dict.fromkeys(islice(dials(problem, level, least), most)))
 
 

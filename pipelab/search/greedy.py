@@ -8,12 +8,11 @@ told as rules of each rank. Since no rank waits but for a message that is on its
 Read next: `dials`.
 """
 
-from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
 from pipelab.action import F, I, W
-from pipelab.search.problem import Problem, Rows
+from pipelab.search.problem import Letters, Problem
 from pipelab.trace import Number
 
 NEVER = float("inf")
@@ -36,7 +35,7 @@ class Dial(NamedTuple):
 class Played(NamedTuple):
     """The letters of every rank and when each rank ends."""
 
-    rows: Rows
+    rows: Letters
     ends: list[Number]
 
 
@@ -58,14 +57,15 @@ class _Rank:
         self.limit, self.warmup, self.spare = limit, warmup, spare
 
 
-def dispatch(problem: Problem, limits: Sequence[int], dial: Dial) -> Played:
-    """Run the rules from the first forward to the last weight gradient. Gives rows within these limits.
+def dispatch(problem: Problem, dial: Dial) -> Played:
+    """Run the rules from the first forward to the last weight gradient. Gives rows within the limits.
 
-    >>> problem = Problem.of(2, 3, None, memory_limit=2, weight_memory=1, objective="span")
-    >>> dispatch(problem, problem.limits, Dial(warmup=(2, 1), first="I", target=-1)).rows
+    >>> from pipelab.placement import Placement
+    >>> problem = Problem.of(Placement.loop(2), 3)
+    >>> dispatch(problem, Dial(warmup=(2, 1), first="I", target=-1)).rows
     [['F', 'F', 'I', 'W', 'I', 'F', 'W', 'I', 'W'], ['F', 'I', 'F', 'I', 'W', 'W', 'F', 'I', 'W']]
     """
-    ranks = _ranks(problem, limits, dial)
+    ranks = _ranks(problem, dial)
     events: list[tuple[Number, int]] = [(0, 0)]  # when a rank may have something to decide
     last = problem.ranks - 1
     strict, oldest, f_first = dial.first == STRICT, dial.first == OLDEST, dial.first == F
@@ -103,15 +103,15 @@ def dispatch(problem: Problem, limits: Sequence[int], dial: Dial) -> Played:
     return Played([rank.row for rank in ranks], [rank.free for rank in ranks])
 
 
-def _ranks(problem: Problem, limits: Sequence[int], dial: Dial) -> list[_Rank]:
+def _ranks(problem: Problem, dial: Dial) -> list[_Rank]:
     """All ranks before the first action; micro-batches wait at rank 0 from the start."""
     warmup = list(dial.warmup)
     if dial.first == STRICT:  # a rank that insists on an F while the one before insists on an I would wait for ever
-        places = [max(1, min(depth, limit // problem.one)) for depth, limit in zip(warmup, limits, strict=True)]
+        places = [max(1, min(depth, limit // problem.one)) for depth, limit in zip(warmup, problem.limits, strict=True)]
         warmup = [min(places[: rank + 1]) for rank in range(problem.ranks)]
     ends = zip(problem.offset, problem.start, problem.work, strict=True)
     spare = [dial.target + offset - start - work for offset, start, work in ends]
-    ranks = [_Rank(*known) for known in zip(limits, warmup, spare, strict=True)]
+    ranks = [_Rank(*known) for known in zip(problem.limits, warmup, spare, strict=True)]
     ranks[0].down = [0] * problem.microbatches
     ranks[0].wake = 0
     return ranks

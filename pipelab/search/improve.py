@@ -5,141 +5,99 @@ chain can shorten it (the argument of job-shop search: Nowicki and Smutnicki 199
 taken even when it is no better, and may not be undone for a while, which leads out of a dead end.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
-from typing import NamedTuple
+from collections.abc import Iterator
 
-from pipelab.action import F, I, W
+from pipelab.action import Action, F, I, W
+from pipelab.dependencies import needs
+from pipelab.engine import Stuck
 from pipelab.search.problem import Problem, Rows
-from pipelab.trace import Number
+from pipelab.trace import Number, Span
 
 REST = 8
 """For how many steps a swap may not be undone."""
 
 
-class Replay(NamedTuple):
-    """When every action starts and ends, by rank and position, and where micro-batch m's F and I stand in the rows."""
+def improve(problem: Problem, rows: Rows, enough: Number, plays: int) -> Rows:
+    """The shortest rows met when at most `plays` are tried; stops at `enough`. Never longer than what it was given.
 
-    starts: list[list[Number]]
-    ends: list[list[Number]]
-    places: dict[str, list[list[int]]]
-
-    def finish(self) -> list[Number]:
-        """The end of each rank."""
-        return [ends[-1] for ends in self.ends]
-
-
-def replay(problem: Problem, rows: Rows) -> Replay | None:
-    """Start every action as early as it can, like `simulate`, but letters only: many times faster on small shapes.
-
-    None where the rows lock each other.
-    """
-    P = problem.ranks
-    starts: list[list[Number]] = [[] for _ in range(P)]
-    ends: list[list[Number]] = [[] for _ in range(P)]
-    places: dict[str, list[list[int]]] = {kind: [[] for _ in range(P)] for kind in (F, I, W)}
-    waiting = list(range(P))
-    while waiting:
-        r = waiting.pop()
-        row, own_starts, own_ends = rows[r], starts[r], ends[r]
-        own = {kind: places[kind][r] for kind in (F, I, W)}
-        took = {F: problem.F[r], I: problem.I[r], W: problem.W[r]}
-        before = {F: r - 1, I: r + 1 if r < P - 1 else -1, W: -1}
-        hop = {F: problem.hop_down[r - 1] if r else 0, I: problem.hop_up[r] if r < P - 1 else 0}
-        clock: Number = own_ends[-1] if own_ends else 0
-        first = len(own_ends)
-        for position in range(first, len(row)):
-            kind = row[position]
-            source = before[kind]
-            if source >= 0:
-                given = places[kind][source]
-                m = len(own[kind])
-                if m >= len(given):
-                    break
-                clock = max(clock, ends[source][given[m]] + hop[kind])
-            own_starts.append(clock)
-            clock += took[kind]
-            own_ends.append(clock)
-            own[kind].append(position)
-        if len(own_ends) > first:
-            waiting += [q for q in (r - 1, r + 1) if 0 <= q < P and len(ends[q]) < len(rows[q]) and q not in waiting]
-    if any(len(done) < len(row) for done, row in zip(ends, rows, strict=True)):
-        return None
-    return Replay(starts, ends, places)
-
-
-def improve(problem: Problem, limits: Sequence[int], rows: Rows, enough: Number, plays: int) -> Rows:
-    """The shortest rows met in at most `plays` replays; stops at `enough`. Never longer than what it was given.
-
-    >>> problem = Problem.of(2, 3, None, memory_limit=3, weight_memory=1, objective="span")
-    >>> better = improve(problem, problem.limits, [list("FFFIWIWIW"), list("FIWFIWFIW")], enough=9, plays=50)
-    >>> problem.length(replay(problem, better).finish())
+    >>> from pipelab.placement import Placement
+    >>> problem = Problem.of(Placement.loop(2), 3, memory_limit=3)
+    >>> better = improve(problem, problem.numbered(["FFFIWIWIW", "FIWFIWFIW"]), enough=9, plays=50)
+    >>> problem.measure(problem.play(better))
     10
     """
-    rows = [list(row) for row in rows]
-    current = replay(problem, rows)
-    assert current is not None
-    best, kept = problem.length(current.finish()), [list(row) for row in rows]
+    current, played = [list(row) for row in rows], problem.play(rows)
+    best, kept = problem.measure(played), rows
     resting: dict[tuple[int, int], int] = {}
     step = 0
     while plays > 0 and best > enough:
         step += 1
         options = []
-        for rank, position in _swaps(problem, limits, rows, current):
-            _swap(rows[rank], position)
-            after = replay(problem, rows)
-            _swap(rows[rank], position)
+        for rank, position in _swaps(problem, current, played):
             plays -= 1
+            after = _swapped(problem, current, rank, position)
             if after is None:
                 continue
-            length = problem.length(after.finish())
+            length = problem.measure(after)
             if length < best or resting.get((rank, position), 0) <= step:
-                options.append((length, sum(after.finish()), rank, position, after))
+                options.append((length, sum(row[-1].end for row in after), rank, position, after))
             if length < best or plays <= 0:
                 break
         if not options:
             break
-        length, _, rank, position, current = min(options, key=lambda option: option[:4])
-        _swap(rows[rank], position)
+        length, _, rank, position, played = min(options, key=lambda option: option[:4])
+        _swap(current[rank], position)
         resting[rank, position] = step + REST
         if length < best:
-            best, kept = length, [list(row) for row in rows]
+            best, kept = length, [list(row) for row in current]
     return kept
 
 
-def _swap(row: list[str], position: int) -> None:
+def _swapped(problem: Problem, rows: list[list[Action]], rank: int, position: int) -> list[list[Span]] | None:
+    """The spans with two neighbours swapped, or None where the rows would lock each other."""
+    _swap(rows[rank], position)
+    try:
+        return problem.play(rows)
+    except Stuck:
+        return None
+    finally:
+        _swap(rows[rank], position)
+
+
+def _swap(row: list[Action], position: int) -> None:
     row[position - 1], row[position] = row[position], row[position - 1]
 
 
-def _swaps(problem: Problem, limits: Sequence[int], rows: Rows, played: Replay) -> Iterator[tuple[int, int]]:
+def _swaps(problem: Problem, rows: list[list[Action]], played: list[list[Span]]) -> Iterator[tuple[int, int]]:
     """Rank and position of every pair (position - 1, position) on the longest chain that may trade places."""
+    stages = problem.placement.stages
+    change = {F: problem.one, I: problem.weight - problem.one, W: -problem.weight}
     for rank, position in _chain(problem, rows, played):
         first, second = rows[rank][position - 1], rows[rank][position]
-        if first == second:
+        if first[:2] == second[:2] or first in needs(second, stages):
             continue
-        f, i, w = (sum(place < position - 1 for place in played.places[kind][rank]) for kind in (F, I, W))
-        held = (f - i) * problem.one + (i - w) * problem.weight
-        if (second == F and held + problem.one <= limits[rank]) or (second == I and i < f) or (second == W and w < i):
+        held = sum(change[action.kind] for action in rows[rank][: position - 1])
+        if held + change[second.kind] <= problem.limits[rank]:
             yield rank, position
 
 
-def _chain(problem: Problem, rows: Rows, played: Replay) -> Iterator[tuple[int, int]]:
+def _chain(problem: Problem, rows: list[list[Action]], played: list[list[Span]]) -> Iterator[tuple[int, int]]:
     """From the end of the longest rank back to the start: each action that its neighbour before made wait."""
-    ends = played.finish()
-    late = [end - offset for end, offset in zip(ends, problem.offset, strict=True)]
+    place = {action: (rank, position) for rank, row in enumerate(rows) for position, action in enumerate(row)}
+    late = [row[-1].end - offset for row, offset in zip(played, problem.offset, strict=True)]
     rank = late.index(max(late))
-    position = len(rows[rank]) - 1
-    count = [{kind: list(accumulate((k == kind for k in row), initial=0)) for kind in (F, I)} for row in rows]
-    while position >= 0:
-        start, kind = played.starts[rank][position], rows[rank][position]
-        if position and played.ends[rank][position - 1] == start:
+    position = len(played[rank]) - 1
+    while True:
+        start = played[rank][position].start
+        if position and played[rank][position - 1].end == start:
             yield rank, position
-        source = rank - 1 if kind == F else rank + 1 if kind == I else -1
-        if 0 <= source < problem.ranks:
-            m = count[rank][kind][position]
-            place = played.places[kind][source][m]
-            hop = problem.hop_down[source] if kind == F else problem.hop_up[rank]
-            if played.ends[source][place] + hop == start:
-                rank, position = source, place
-                continue
-        position -= 1
+        stage, kind, microbatch = rows[rank][position]
+        for (source, need), latency in problem.inputs[stage, kind]:
+            other, there = place[Action(source, need, microbatch)]
+            if other != rank and played[other][there].end + latency == start:
+                rank, position = other, there
+                break
+        else:
+            if not position:
+                return
+            position -= 1

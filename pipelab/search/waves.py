@@ -3,10 +3,10 @@
 After a warm-up, each wave gives every rank one F and then one I, with W where they fit before a message or where
 memory demands them (the heuristic of ZB-1p and ZB-2p: Qi et al. 2024, section 3.1). A rank may leave a gap open,
 rather than delay its message by a W, as long as it has idled less than the rank that idled most. Three habits,
-each on or off, make eight schedules. Read next: `improve`.
+each on or off, make eight schedules. Read next: `ladder`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import product, takewhile
 from typing import NamedTuple
 
@@ -24,15 +24,15 @@ class Habits(NamedTuple):
     fill: bool
 
 
-def waves(problem: Problem, limits: Sequence[int]) -> Iterator[Played]:
+def waves(problem: Problem) -> Iterator[Played]:
     """The published heuristic with each set of habits; none where its waves do not fit into the memory.
 
-    >>> problem = Problem.of(2, 3, None, memory_limit=3, weight_memory=1, objective="span")
-    >>> ["".join(row) for row in next(waves(problem, problem.limits)).rows]
+    >>> from pipelab.placement import Placement
+    >>> ["".join(row) for row in next(waves(Problem.of(Placement.loop(2), 3, memory_limit=3))).rows]
     ['FFFIWIWIW', 'FIFIFIWWW']
     """
     for habits in product((True, False), repeat=3):
-        wave = _Wave(problem, limits, Habits(*habits))
+        wave = _Wave(problem, Habits(*habits))
         if wave.run():
             yield Played(wave.rows, wave.clock)
 
@@ -40,9 +40,9 @@ def waves(problem: Problem, limits: Sequence[int]) -> Iterator[Played]:
 class _Wave:
     """The state of all ranks: letters, clock, memory held and time idled, and when each F and I ended."""
 
-    def __init__(self, problem: Problem, limits: Sequence[int], habits: Habits) -> None:
+    def __init__(self, problem: Problem, habits: Habits) -> None:
         P = problem.ranks
-        self.problem, self.limits, self.habits = problem, limits, habits
+        self.problem, self.limits, self.habits = problem, problem.limits, habits
         self.rows: list[list[str]] = [[] for _ in range(P)]
         self.clock: list[Number] = [0] * P
         self.held = [0] * P

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelab.action import Action, parts
+from pipelab.lower import peer
 from pipelab.show.palette import EDGE, IDLE, INK, lighter, look, order
 from pipelab.show.raster import majority, stretches
-from pipelab.show.units import Unit, chunk_of, origin, rank_of
 from pipelab.trace import Number, Span, Trace, number
+from pipelab.units import Unit, chunk_of, origin, rank_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -209,8 +210,7 @@ def _messages(trace: Trace, messages: list[Span], unit: Unit, legend: set[str]) 
     times: list[float | None] = []
     rows: list[int | None] = []
     for span in messages:
-        stage, kind, _ = span.action  # type: ignore[misc]
-        receiver = home.get(stage + (1 if kind == "SEND_F" else -1), span.rank)
+        receiver = home.get(peer(span.action).stage, span.rank)  # type: ignore[arg-type]
         times += [unit.of(span.start - origin(trace)), unit.of(span.end - origin(trace)), None]
         rows += [span.rank, receiver, None]
     return go.Scatter(

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from pipelab.action import B, F, W, parts
 from pipelab.show.palette import RANK_COLOURS, RANK_DASHES
-from pipelab.show.units import Unit, digits, origin
-from pipelab.trace import Number, Trace, number, plain
+from pipelab.trace import Number, Trace, in_flight, number, plain
+from pipelab.units import Unit, digits, origin
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -29,23 +28,13 @@ def in_flight_curve(trace: Trace, rank: int) -> list[tuple[Number, Number]]:
     >>> in_flight_curve(simulate(build("1f1b", ranks=2, microbatches=2), Costs.uniform()), rank=1)
     [(0, 0), (1, 1), (4, 1), (7, 0)]
     """
-    share = Fraction(1, max(trace.chunks[rank], 1))
-    held, curve = 0, [(origin(trace), 0)]
-
-    def step(time: Number, change: int) -> None:
-        nonlocal held
-        held += change
+    curve: list[tuple[Number, int]] = [(origin(trace), 0)]
+    for time, held in in_flight(trace.compute[rank]):
         if curve[-1][0] == time and held >= curve[-1][1]:
             curve.pop()  # what is given up and taken at one time leaves no dip
         curve.append((time, held))
-
-    for span in trace.compute[rank]:
-        kinds = [action.kind for action in parts(span.action)]
-        if F in kinds:
-            step(span.start, kinds.count(F))
-        if B in kinds or W in kinds:
-            step(span.end, -sum(kind in (B, W) for kind in kinds))
-    return [(time, plain(amount * share)) for time, amount in curve]
+    chunks = max(trace.chunks[rank], 1)
+    return [(time, plain(Fraction(held, chunks))) for time, held in curve]
 
 
 def memory_panel(trace: Trace, memory: Sequence[Curve] | None, unit: Unit) -> tuple[list["go.Scatter"], str]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from pipelab.show.memory import Curve
 from pipelab.show.text import timeline_text
 from pipelab.show.timeline import timeline
-from pipelab.show.units import CLOCK_NAMES, finding, percent, time_unit
 from pipelab.trace import Trace
+from pipelab.units import CLOCK_NAMES, finding, percent, time_unit
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

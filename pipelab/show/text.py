@@ -9,8 +9,8 @@ from fractions import Fraction
 from pipelab.action import Action, Element, Pair, parts
 from pipelab.show.palette import look, order
 from pipelab.show.raster import majority, stretches
-from pipelab.show.units import chunk_of, digits, figures_text, origin, time_unit
 from pipelab.trace import Number, Span, Trace, ratio
+from pipelab.units import chunk_of, digits, figures_text, origin, time_unit
 
 IDLE = "·"
 PAIR_FILL = "#"

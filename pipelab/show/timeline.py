@@ -10,13 +10,14 @@ from pipelab.action import parts
 from pipelab.show.bars import Axis, timeline_traces
 from pipelab.show.memory import Curve, memory_panel
 from pipelab.show.palette import GRID, INK, PAPER
-from pipelab.show.units import CLOCK_NAMES, Unit, figures_text, finding, time_unit
 from pipelab.trace import Trace
+from pipelab.units import CLOCK_NAMES, Unit, figures_text, finding, time_unit
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 TOP, BOTTOM, MEMORY, GAP = 112, 52, 190, 30  # pixels
+LEGEND_LINE, LEGEND_ENTRIES = 30, 5  # pixels a line, and entries that have room in it
 MOST_NAMED_RANKS = 16
 
 
@@ -113,7 +114,9 @@ def _style(figure: "go.Figure", title: str, subtitle: str, alt: str, height: flo
     heading |= {"x": 0, "xref": "paper", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 16}}
     if subtitle:
         heading["subtitle"] = {"text": subtitle, "font": {"size": 13, "color": INK}}
-    top = TOP if subtitle else TOP + 14  # the legend may take two lines
+    entries = sum(drawn.showlegend is True and drawn.legend is None for drawn in figure.data)
+    lines = -(-entries // LEGEND_ENTRIES)
+    top = TOP + LEGEND_LINE * max(lines - 1, 0) if subtitle else TOP + 14  # without one, two lines have room
     figure.update_layout(
         template="plotly_white",
         title=heading,
