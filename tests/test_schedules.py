@@ -196,8 +196,9 @@ def test_any_rows_survive_text_and_csv(rows):
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 6), st.integers(1, 9), st.integers(1, 3))
 def test_named_schedules_survive_text_and_csv(name, P, M, V):
     schedule = build(name, P, M, V if "chunks" in options_of(name) else None)
-    assert Schedule.from_text(schedule.to_text(), name) == schedule
-    assert Schedule.from_csv(schedule.to_csv(), name) == schedule
+    flushed = replace(schedule, flush=True)  # rows say the order of the work, not when the weights change
+    assert Schedule.from_text(schedule.to_text(), name) == flushed
+    assert Schedule.from_csv(schedule.to_csv(), name) == flushed
 
 
 def test_text_may_hold_comments_and_blank_lines_and_csv_idle_slots():
@@ -293,10 +294,12 @@ def test_a_word_that_is_none_is_refused_with_its_place(placement, word, sentence
 
 def test_a_generator_of_ones_own_is_judged_like_any_other(monkeypatch):
     def forgetful(ranks: int, microbatches: int) -> Schedule:
-        """Forgets the backwards."""
-        return Schedule.from_words(
-            "forgetful", Placement.loop(ranks), microbatches, lambda rank: [(rank, "F")] * microbatches
-        )
+        """Forgets the backwards of rank 0."""
+
+        def word(rank):
+            return [(rank, "F")] * microbatches + [(rank, "B")] * (microbatches if rank else 0)
+
+        return Schedule.from_words("forgetful", Placement.loop(ranks), microbatches, word)
 
     monkeypatch.setitem(GENERATORS, "forgetful", forgetful)
     for judge in (validate, lambda schedule: simulate(schedule, Costs.uniform())):
