@@ -33,6 +33,9 @@ class Clock(Protocol):
     def wait_until(self, arrival: float) -> None:
         """Go on only at this time."""
 
+    def aside(self, work: Callable[[], Result]) -> tuple[Result, float]:
+        """Do work that belongs on no timeline, such as an update; give its result and its seconds."""
+
 
 class VirtualClock:
     """Counts the rank's own work and what it waited for, in seconds of a machine with one processor a rank."""
@@ -55,6 +58,10 @@ class VirtualClock:
     def wait_until(self, arrival: float) -> None:
         """Jump to the time when the message is there."""
         self.now = max(self.now, arrival)
+
+    def aside(self, work: Callable[[], Result]) -> tuple[Result, float]:
+        """Do the work while virtual time stands still."""
+        return self._turn.measure(work)
 
 
 class WallClock:
@@ -83,6 +90,11 @@ class WallClock:
     def wait_until(self, arrival: float) -> None:
         """Sleep until then, if it is still to come."""
         time.sleep(max(0.0, arrival - self.now))
+
+    def aside(self, work: Callable[[], Result]) -> tuple[Result, float]:
+        """Do the work; the clock on the wall does not stand still, so that the timeline shows a gap."""
+        result, start, end = self.run(work)
+        return result, end - start
 
 
 class Turn:

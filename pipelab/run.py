@@ -14,6 +14,7 @@ from pipelab.mesh import Mesh
 from pipelab.schedule import Schedule
 from pipelab.simulate import simulate
 from pipelab.trace import BUBBLES, Trace
+from pipelab.weight_versions import Versions
 
 
 @dataclass(frozen=True, repr=False)
@@ -21,7 +22,8 @@ class Run:
     """What a training run did: the loss of each step, the trace and the memory of a typical step, the bubbles.
 
     `traces` has one trace a step, `trace` the one of median makespan, and `memory` the activation bytes of that step
-    (its `peaks` are over all steps). `clock` says whose seconds these are.
+    (its `peaks` are over all steps). `clock` says whose seconds these are. Without a flush the steps are one schedule
+    and one trace, and `versions` says which versions of the weights there were.
     """
 
     schedule: Schedule
@@ -31,6 +33,7 @@ class Run:
     trace: Trace
     memory: Memory
     model: nn.Sequential
+    versions: Versions | None = None
 
     def __repr__(self) -> str:
         step = f"{1e3 * self.step_seconds:.1f} ms a step in {self.clock} time"
@@ -43,8 +46,9 @@ class Run:
 
     @property
     def step_seconds(self) -> float:
-        """Median makespan of the steps, in seconds of the run's clock."""
-        return float(middle([trace.makespan for trace in self.traces]))
+        """Median makespan of the steps in seconds of the run's clock; without a flush, an even share of the whole."""
+        steps_in_a_trace = len(self.losses) // len(self.traces)
+        return float(middle([trace.makespan for trace in self.traces])) / steps_in_a_trace
 
     def costs(self) -> Costs:
         """The median time of each stage and kind over all steps."""

@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from pipelab.asynchronous import train_without_flush
 from pipelab.costs import Link
 from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import lower
-from pipelab.memory import Memory
 from pipelab.mesh import Mesh
 from pipelab.optimizer import Optimizer, adamw
 from pipelab.run import Run
 from pipelab.schedule import Schedule
-from pipelab.trace import Trace, median_trace
+from pipelab.trace import median_trace
 from pipelab.validate import validate
 from pipelab.virtual_ranks import VirtualRanks
-from pipelab.worker import Record
+from pipelab.worker import Record, memory_of, trace_of
 
 
 def train(
@@ -44,6 +44,7 @@ def train(
 
     `batches` gives (inputs, targets); each is cut into the schedule's M micro-batches. `steps` bounds how many are
     taken. `at` cuts the model by hand (first layer of each stage after the first). `link` models the time of messages.
+    A schedule without a flush, such as pipedream, takes all batches at once; see `asynchronous`.
     A warm-up step before the first leaves no trace: parameters, buffers, generators and batches are as they were.
     Raises ScheduleError or ValueError before any work when something does not fit, RunError when a rank fails.
 
@@ -55,6 +56,8 @@ def train(
     (2, 'virtual', True)
     """
     validate(schedule)
+    if schedule.forward_only:
+        raise ValueError(f"{schedule.name} has no backward, so nothing is learned; it is for pipelab.inference")
     mesh = mesh or Mesh(pp=schedule.ranks)
     _refuse_mesh(mesh, schedule)
     steps_of = iter(batches) if steps is None else itertools.islice(batches, steps)
@@ -64,6 +67,11 @@ def train(
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device}: torch sees no CUDA device here; use device='cpu'")
     model.to(device)
+    if not schedule.flush:
+        return train_without_flush(
+            model, [first, *steps_of], schedule, mesh, loss=loss, optimizer=optimizer, seed=seed,
+            device=torch.device(device), clock=clock, link=link, at=at, on_step=on_step, timeout=timeout,
+        )  # fmt: skip
     ranks = VirtualRanks(model, lower(schedule), loss, optimizer, seed, torch.device(device), clock, link, at, timeout)
     losses, traces, memories = [], [], []
     with ranks:
@@ -71,7 +79,7 @@ def train(
         for step, batch in enumerate(itertools.chain([first], steps_of)):
             records = ranks.step(ranks.split(step, batch))
             losses.append(_total_loss(records))
-            traces.append(_trace(schedule, clock, records))
+            traces.append(trace_of(schedule, clock, records))
             memories.append(records)
             if on_step is not None:
                 on_step(step, losses[-1])
@@ -82,7 +90,7 @@ def train(
         losses=losses,
         traces=traces,
         trace=typical,
-        memory=_memory(memories, traces.index(typical)),
+        memory=memory_of(memories, traces.index(typical)),
         model=model,
     )
 
@@ -97,13 +105,3 @@ def _refuse_mesh(mesh: Mesh, schedule: Schedule) -> None:
 def _total_loss(records: list[Record]) -> float:
     shares = {microbatch: share for record in records for microbatch, share in record.losses.items()}
     return sum(shares[microbatch] for microbatch in sorted(shares))
-
-
-def _trace(schedule: Schedule, clock: str, records: list[Record]) -> Trace:
-    spans = tuple(span for record in records for span in record.spans)
-    return Trace(schedule.name, clock, schedule.placement.chunks_per_rank(), spans)
-
-
-def _memory(steps: list[list[Record]], typical: int) -> Memory:
-    peaks = tuple(max(records[rank].peak for records in steps) for rank in range(len(steps[0])))
-    return Memory(peaks, tuple(tuple(record.curve) for record in steps[typical]))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from pipelab.randomness import Randomness
 from pipelab.stage import Stage
 from pipelab.transport import Aborted
 from pipelab.transport.memory import Mailboxes
+from pipelab.weight_versions import UpdatingStage
 from pipelab.worker import Microbatches, Record, Worker, split_batch
 
 
@@ -43,10 +45,10 @@ class VirtualRanks:
         clocks = _clocks(clock, device, program.placement.ranks)
         self.workers = [
             Worker(rank, program, stages, transport=self.mailboxes, clock=clocks[rank], meter=meter, link=link)
-            for rank, (stages, meter) in enumerate(_stages(program, slices, loss, Randomness(seed)))
+            for rank, (stages, meter) in enumerate(_stages(program, slices, loss, optimizer, Randomness(seed)))
         ]
         own = [[p for stage in worker.stages.values() for p in stage.layers.parameters()] for worker in self.workers]
-        self.optimizers = [optimizer(parameters) for parameters in own if parameters]
+        self.optimizers = [optimizer(parameters) for parameters in own if parameters and program.schedule.flush]
         self._resources = ExitStack()
 
     def __enter__(self) -> "VirtualRanks":
@@ -82,6 +84,10 @@ class VirtualRanks:
             optimizer.step()
         return records
 
+    def stream(self, batch: Microbatches) -> list[Record]:
+        """Gradients of all micro-batches, each of which updates the weights at once: a program without a flush."""
+        return self._run(batch)
+
     def _run(self, batch: Microbatches) -> list[Record]:
         for parameter in self.model.parameters():
             parameter.grad = None
@@ -115,17 +121,18 @@ class VirtualRanks:
 
 
 def _stages(
-    program: Program, slices: list[nn.Sequential], loss: Loss, randomness: Randomness
+    program: Program, slices: list[nn.Sequential], loss: Loss, optimizer: Optimizer, randomness: Randomness
 ) -> Iterator[tuple[dict[int, Stage], ActivationMeter]]:
     """For each rank its stages and the meter that counts what they keep."""
     split = {action.stage for _, _, action in program.schedule.actions() if action.kind == W}
     last = program.schedule.stages - 1
+    kind = Stage if program.schedule.flush else partial(UpdatingStage, optimizer=optimizer)
     for rank in range(program.placement.ranks):
         own = program.placement.stages_on(rank)
         meter = ActivationMeter(t for stage in own for t in (*slices[stage].parameters(), *slices[stage].buffers()))
         yield (
             {
-                stage: Stage(
+                stage: kind(
                     slices[stage],
                     first=stage == 0,
                     loss=loss if stage == last else None,

@@ -9,26 +9,33 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pipelab.action import Action, B, Element, F, I, W, parts
+from pipelab.action import Action, B, Element, F, I, U, W, parts
 from pipelab.clock import Clock
 from pipelab.costs import Link
-from pipelab.dependencies import GIVES, Value, sources
+from pipelab.dependencies import T, gives, needs
 from pipelab.flight_recorder import FlightRecorder
 from pipelab.lower import CARRIES, RECEIVED_FROM, Program
-from pipelab.memory import ActivationMeter, Held
+from pipelab.memory import ActivationMeter, Held, Memory
+from pipelab.schedule import Schedule
 from pipelab.stage import Stage
-from pipelab.trace import Span
+from pipelab.trace import Span, Trace
 from pipelab.transport import Message, Transport
+from pipelab.weight_versions import Update, UpdatingStage
 
 
 @dataclass(frozen=True)
 class Microbatches:
-    """The micro-batches of one step: inputs, targets, and the number of targets of the whole step."""
+    """The micro-batches of one step: inputs, targets, and over how many targets the loss of each is a mean.
+
+    That is the number of the whole step's targets, or, where each micro-batch updates the weights, of its own.
+    `on_loss` is told the loss of each micro-batch that has updated the weights.
+    """
 
     step: int
     inputs: Sequence[Tensor]
     targets: Sequence[Tensor]
-    total: int
+    totals: Sequence[int]
+    on_loss: Callable[[int, float], None] | None = None
 
 
 @dataclass
@@ -38,6 +45,7 @@ class Record:
     spans: list[Span] = field(default_factory=list)
     curve: list[tuple[float, int]] = field(default_factory=list)
     losses: dict[int, float] = field(default_factory=dict)
+    updates: list[Update] = field(default_factory=list)
 
     @property
     def peak(self) -> int:
@@ -80,6 +88,8 @@ class Worker:
                 waited = self._receive(step, record) or waited
             elif isinstance(step, Action) and step.kind in CARRIES:
                 self._send(step, record)
+            elif isinstance(step, Action) and step.kind == U:
+                self._update(step, batch, record)
             else:
                 self._work(step, batch, record, waited)
                 waited = None
@@ -95,8 +105,8 @@ class Worker:
         )
         for action, output in zip(parts(element), outputs, strict=True):
             if output is not None:
-                given = Action(action.stage, GIVES.get(action.kind, action.kind), action.microbatch)
-                stays = action.kind == F and (action.stage, F) not in self._sent
+                given = gives(action, self.program.schedule.stages, self.program.schedule.groups)
+                stays = action.kind == F and given[:2] not in self._sent
                 self._values[given] = output, action, self.meter.hold(output) if stays else None
         del outputs
         record.spans.append(Span(self.rank, "compute", element, start, end, waited))
@@ -122,37 +132,56 @@ class Worker:
         record.spans.append(Span(self.rank, "send", step, departure, arrival))
         self.transport.send(step, Message(tensor, arrival, giver))
 
-    def _input(self, action: Action, source: Value) -> Tensor:
-        """The value that another stage gave for this action; it is this action's alone, so it is let go here."""
-        return self._values.pop(Action(*source, action.microbatch))[0]
+    def _update(self, step: Action, batch: Microbatches, record: Record) -> None:
+        """Let a stage step its optimizer, off the timeline: so is the update of a synchronous step, which ends it."""
+        stage, began = self.stages[step.stage], self.clock.now
+        assert isinstance(stage, UpdatingStage)
+        staleness, seconds = self.clock.aside(lambda: stage.update(step.microbatch))
+        record.updates.append(Update(step.stage, step.microbatch, staleness, seconds))
+        record.spans.append(Span(self.rank, "memory", step, began, self.clock.now))
+        if batch.on_loss is not None and stage.loss is not None:
+            batch.on_loss(step.microbatch, record.losses[step.microbatch])
 
     def _forward(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
         stage, microbatch = self.stages[action.stage], action.microbatch
-        before = [self._input(action, source) for source in self._others(action)]
-        x = before[0] if before else batch.inputs[microbatch].clone()  # not a view that keeps the whole batch
+        given = self._from_others(action)
+        x = batch.inputs[microbatch].clone() if given is None else given  # not a view that keeps the whole batch
         if stage.loss is None:
             return stage.forward(microbatch, x, batch.step)
         target = batch.targets[microbatch].clone()
-        record.losses[microbatch] = stage.forward(microbatch, x, batch.step, target, batch.total).item()
+        record.losses[microbatch] = stage.forward(microbatch, x, batch.step, target, batch.totals[microbatch]).item()
         return None
 
     def _backward(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
-        return self.stages[action.stage].backward(action.microbatch, self._gradient(action))
+        return self.stages[action.stage].backward(action.microbatch, self._from_others(action))
 
     def _backward_input(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
-        return self.stages[action.stage].backward_input(action.microbatch, self._gradient(action))
+        return self.stages[action.stage].backward_input(action.microbatch, self._from_others(action))
 
     def _backward_weight(self, action: Action, batch: Microbatches, record: Record) -> None:
         self.stages[action.stage].backward_weight(action.microbatch)
 
-    def _gradient(self, action: Action) -> Tensor | None:
-        gradients = [self._input(action, source) for source in self._others(action)]
-        return gradients[0] if gradients else None
+    def _from_others(self, action: Action) -> Tensor | None:
+        """What the dataflow rule says that it needs of another stage, if anything; it is let go of here.
 
-    def _others(self, action: Action) -> list[Value]:
-        """What the dataflow rule says that it needs of other stages: one value, or none at the model's ends."""
-        needed = sources(action.stage, action.kind, self.program.schedule.stages)
-        return [source for source in needed if source[0] != action.stage]
+        Only one action needs what crosses from stage to stage, so nobody will ask for it again.
+        """
+        schedule = self.program.schedule
+        needed = needs(action, schedule.stages, schedule.groups)
+        values = [self._values.pop(need)[0] for need in needed if need.stage != action.stage or need.kind == T]
+        return values[0] if values else None
+
+
+def trace_of(schedule: Schedule, clock: str, records: Sequence[Record]) -> Trace:
+    """The trace of one execution, from what every rank did."""
+    spans = tuple(span for record in records for span in record.spans)
+    return Trace(schedule.name, clock, schedule.placement.chunks_per_rank(), spans)
+
+
+def memory_of(steps: Sequence[Sequence[Record]], typical: int) -> Memory:
+    """The peak of every rank over all steps, and the curves of a typical one."""
+    peaks = tuple(max(records[rank].peak for records in steps) for rank in range(len(steps[0])))
+    return Memory(peaks, tuple(tuple(record.curve) for record in steps[typical]))
 
 
 def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int, total: int) -> Microbatches:
@@ -171,5 +200,8 @@ def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int, tota
             " give larger batches or ask for fewer micro-batches"
         )
     return Microbatches(
-        step, torch.tensor_split(inputs, microbatches), torch.tensor_split(targets, microbatches), total
+        step,
+        torch.tensor_split(inputs, microbatches),
+        torch.tensor_split(targets, microbatches),
+        [total] * microbatches,
     )

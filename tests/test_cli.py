@@ -212,7 +212,7 @@ REFUSED_ROWS = {
     "0F٠ 0B0": "is not an action",
     "0SEND_F0": "0SEND_F0 is a message",
     "0F0 0B0+0F1+0B1": "joins 3 actions",
-    "0F0": "0B0",
+    "0F0 0B0 0F1": "0B1",
     "0F0 0I0": "0W0 is missing",
     "0F0 0F0 0B0": "0F0 is doubled",
     "0F0 0B0 0W0": "0B0 is doubled by 0W0",
@@ -333,14 +333,17 @@ def test_a_command_that_is_not_complete_or_not_there_is_named_with_the_remedy(ar
 # ---- train
 
 
-@pytest.mark.parametrize(("name", "chunks"), [*((name, None) for name in pl.SCHEDULES), ("interleaved", 2)])
+LEARNING = [name for name in pl.SCHEDULES if name != "inference"]
+
+
+@pytest.mark.parametrize(("name", "chunks"), [*((name, None) for name in LEARNING), ("interleaved", 2)])
 def test_train_check_gives_exactly_the_fields_of_the_contract_and_no_difference(name, chunks, pipelab):
     more = ["--chunks", chunks] if chunks else []
     shape = ["--schedule", name, "--pp", 3, "--microbatches", 4, "--steps", 2, *more]
     answer = pipelab(*TINY, *shape, "--check", "--json").json
     assert list(answer) == [
         "schedule", "mesh", "transport", "device", "clock", "pids", "losses", "step_seconds", "bubble",
-        "peak_activation_bytes", "max_parameter_difference",
+        "peak_activation_bytes", "max_parameter_difference", *(["versions"] if name == "pipedream" else []),
     ]  # fmt: skip
     assert answer["mesh"] == {"pp": 3, "tp": 1, "dp": 1}
     assert (answer["schedule"], answer["transport"], answer["device"]) == (name, "memory", "cpu")
@@ -353,6 +356,32 @@ def test_train_check_gives_exactly_the_fields_of_the_contract_and_no_difference(
     assert len(answer["peak_activation_bytes"]) == 3 and types_of(answer["peak_activation_bytes"]) == {int}
     # looped-bfs runs the backwards of a stage last to first, so its gradients are equal to rounding only.
     assert answer["max_parameter_difference"] <= (1e-12 if name == "looped-bfs" else 0)
+
+
+def test_training_without_a_flush_tells_the_staleness_and_the_memory_of_the_versions(pipelab):
+    shape = ["--schedule", "pipedream", "--pp", 3, "--microbatches", 4, "--steps", 2]
+    versions = pipelab(*TINY, *shape, "--json").json["versions"]
+    assert versions["staleness"] == [2, 1, 0]
+    assert versions["peak_weight_bytes"] == [
+        held * one for held, one in zip((3, 2, 1), versions["weight_bytes"], strict=True)
+    ]
+    assert len(versions["update_seconds"]) == 3 and min(versions["update_seconds"]) > 0
+    shown = pipelab(*TINY, *shape, "--check").out
+    for words in ("2 1 0 updates at most", "3 2 1 times the weights", "virtual time does not count", "the same delays"):
+        assert words in shown
+
+
+def test_a_schedule_without_a_backward_is_not_for_training(pipelab):
+    refused = pipelab(*TINY, "--schedule", "inference", "--pp", 2, "--microbatches", 4)
+    assert_refused(refused, "--schedule inference", "no backward")
+
+
+def test_simulate_plays_generation_in_rounds_of_groups(pipelab):
+    shape = ["simulate", "inference", "--ranks", 4, "--microbatches", 16]
+    answer = pipelab(*shape, "--groups", 2, "--json").json
+    assert (answer["makespan"], answer["formula"]) == (33, None)
+    assert_refused(pipelab(*shape, "--groups", 3), "multiple of groups", "microbatches=18")
+    assert_refused(pipelab("simulate", "1f1b", "--ranks", 4, "--microbatches", 8, "--groups", 2), "--groups", "1f1b")
 
 
 def test_without_check_there_is_no_difference_to_report(pipelab):

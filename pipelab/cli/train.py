@@ -29,6 +29,7 @@ from pipelab.validate import validate
 
 if TYPE_CHECKING:
     from pipelab.run import Run
+    from pipelab.weight_versions import Versions
 
 EXAMPLE = "pipelab train --schedule 1f1b --pp 4 --microbatches 8 --steps 5 --model tiny --check"
 ROWS = {"tiny": 4, "small": 2, "gpt2": 1}
@@ -70,6 +71,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train, print what was measured, and give 1 when --check found a difference."""
     schedule = _asked_schedule(options)
+    if schedule.forward_only:
+        raise CommandError(f"schedule {schedule.name} has no backward, so nothing is learned; take another")
     _refuse_what_is_not_there(options)
     run_, difference = _train(options, schedule)
     if options.trace:
@@ -162,11 +165,14 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
 def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches: Any) -> float:
     import torch
 
-    from pipelab.reference import train_uncut
+    from pipelab.reference import train_delayed, train_uncut
 
     uncut.to(options.device)
     here = [tuple(tensor.to(options.device) for tensor in batch) for batch in batches]
-    train_uncut(uncut, here, options.microbatches, seed=options.seed)
+    if result.schedule.flush:
+        train_uncut(uncut, here, options.microbatches, seed=options.seed)
+    else:
+        train_delayed(uncut, here, options.microbatches, result.schedule.stages, seed=options.seed)
     ours = result.parameters()
     apart = [(ours[name] - theirs.detach()).abs().max() for name, theirs in uncut.named_parameters()]
     return float(torch.stack(apart).max())  # NaN if any of them is, as Python's max() is not
@@ -174,6 +180,7 @@ def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches:
 
 def _figures(options: argparse.Namespace, result: "Run", difference: float | None) -> dict[str, Any]:
     mesh = result.mesh
+    versions = {} if result.versions is None else {"versions": _version_figures(result.versions)}
     return {
         "schedule": result.schedule.name,
         "mesh": {"pp": mesh.pp, "tp": mesh.tp, "dp": mesh.dp},
@@ -186,6 +193,17 @@ def _figures(options: argparse.Namespace, result: "Run", difference: float | Non
         "bubble": result.bubbles(),
         "peak_activation_bytes": result.memory.peaks,
         "max_parameter_difference": difference,
+        **versions,
+    }
+
+
+def _version_figures(versions: "Versions") -> dict[str, Any]:
+    """For each stage the most updates that came between a forward and its own; bytes and seconds for each rank."""
+    return {
+        "staleness": [max(of_stage) for of_stage in versions.staleness],
+        "peak_weight_bytes": versions.peaks,
+        "weight_bytes": versions.weights,
+        "update_seconds": versions.update_seconds,
     }
 
 
@@ -203,9 +221,25 @@ def _summary(result: "Run", difference: float | None) -> list[tuple[str, str]]:
         rows.append(("formula", "these values lie outside its domain"))
     peaks = " ".join(f"{peak / 2**20:.2f}" for peak in result.memory.peaks)
     rows.append(("peak activations", f"{peaks} MiB by rank"))
+    if result.versions is not None:
+        rows += _version_rows(result, result.versions)
     if difference is not None:
-        rows.append(("check", f"parameters differ from the uncut model by at most {difference:g}"))
+        against = "the uncut model" + ("" if result.versions is None else " with the same delays")
+        rows.append(("check", f"parameters differ from {against} by at most {difference:g}"))
     return rows
+
+
+def _version_rows(result: "Run", versions: "Versions") -> list[tuple[str, str]]:
+    stale = " ".join(str(max(of_stage)) for of_stage in versions.staleness)
+    held = " ".join(f"{peak / 2**20:.2f}" for peak in versions.peaks)
+    times = " ".join(f"{peak / (one or 1):.3g}" for peak, one in zip(versions.peaks, versions.weights, strict=True))
+    spent = 1e3 * max(versions.update_seconds) / len(result.losses)
+    counted = "virtual time does not count them" if result.clock == "virtual" else "counted in the step"
+    return [
+        ("staleness", f"{stale} updates at most, by stage"),
+        ("peak weights", f"{held} MiB by rank, {times} times the weights themselves"),
+        ("updates", f"{spent:.1f} ms a step on the busiest rank; {counted}"),
+    ]
 
 
 def _print_figures(result: "Run", difference: float | None) -> None:
