@@ -5,6 +5,7 @@ Read first: `schedules/pipedream` (the order), then `weight_versions` (what a st
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -34,13 +35,14 @@ def train_without_flush(
     """
     stream = _of_all_steps(schedule, len(batches))
     with VirtualRanks(
-        model, lower(replace(schedule, flush=True)), loss, optimizer, seed, device, clock, link, at, timeout
+        model, lower(replace(schedule, flush=True)), loss, None, seed, device, clock, link, at, timeout
     ) as ranks:
         ranks.warm_up(ranks.split(0, batches[0]))
         steps = [ranks.split(step, batch) for step, batch in enumerate(batches)]
     told = _Losses(steps, on_step)
-    with VirtualRanks(model, lower(stream), loss, optimizer, seed, device, clock, link, at, timeout) as ranks:
-        records = ranks.stream(_joined(steps, told))
+    make_stage = partial(UpdatingStage, optimizer=optimizer)
+    with VirtualRanks(model, lower(stream), loss, None, seed, device, clock, link, at, timeout, make_stage) as ranks:
+        records = ranks.run(_joined(steps, told))
         versions = _versions(stream, records, ranks.workers)
     trace = trace_of(stream, clock, records)
     memory = memory_of([records], 0)

@@ -101,6 +101,23 @@ def train_delayed(
     return losses
 
 
+@torch.no_grad()
+def generate_uncut(model: nn.Sequential, prompts: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """The most likely new tokens [N, tokens] and their logits [N, tokens, vocabulary]; all is read anew for each token.
+
+    >>> from pipelab.models import build_model
+    >>> new, logits = generate_uncut(build_model("tiny"), torch.zeros(2, 3, dtype=torch.int64), tokens=4)
+    >>> new.shape, logits.shape
+    (torch.Size([2, 4]), torch.Size([2, 4, 256]))
+    """
+    read, scores = prompts, []
+    with undisturbed():
+        for _ in range(tokens):
+            scores.append(model(read)[:, -1])
+            read = torch.cat([read, scores[-1].argmax(-1, keepdim=True)], dim=1)
+    return read[:, prompts.shape[1] :], torch.stack(scores, dim=1)
+
+
 def _copied(part: nn.Sequential) -> dict[nn.Parameter, Tensor]:
     """The parameters, each with a copy that is a leaf of its own."""
     return {p: nn.Parameter(p.detach().clone(), p.requires_grad) for p in part.parameters()}

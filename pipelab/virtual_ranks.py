@@ -4,10 +4,9 @@ Read next: `worker` (what a rank does), `stage` (what it does it with).
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,6 @@ from pipelab.randomness import Randomness
 from pipelab.stage import Stage
 from pipelab.transport import Aborted
 from pipelab.transport.memory import Mailboxes
-from pipelab.weight_versions import UpdatingStage
 from pipelab.worker import Microbatches, Record, Worker, split_batch
 
 
@@ -34,8 +32,9 @@ class VirtualRanks:
     """The virtual ranks of one run: their workers, threads and optimizers; a context, so that all are given back."""
 
     def __init__(
-        self, model: nn.Sequential, program: Program, loss: Loss, optimizer: Optimizer, seed: int,
+        self, model: nn.Sequential, program: Program, loss: Loss | None, optimizer: Optimizer | None, seed: int,
         device: torch.device, clock: str, link: Link, at: list[int] | None, timeout: float,
+        make_stage: Callable[..., Stage] = Stage,
     ) -> None:  # fmt: skip
         self.model = model
         self.program = program
@@ -45,10 +44,10 @@ class VirtualRanks:
         clocks = _clocks(clock, device, program.placement.ranks)
         self.workers = [
             Worker(rank, program, stages, transport=self.mailboxes, clock=clocks[rank], meter=meter, link=link)
-            for rank, (stages, meter) in enumerate(_stages(program, slices, loss, optimizer, Randomness(seed)))
+            for rank, (stages, meter) in enumerate(_stages(program, slices, loss, Randomness(seed), make_stage))
         ]
         own = [[p for stage in worker.stages.values() for p in stage.layers.parameters()] for worker in self.workers]
-        self.optimizers = [optimizer(parameters) for parameters in own if parameters and program.schedule.flush]
+        self.optimizers = [optimizer(parameters) for parameters in own if parameters and optimizer is not None]
         self._resources = ExitStack()
 
     def __enter__(self) -> "VirtualRanks":
@@ -84,8 +83,8 @@ class VirtualRanks:
             optimizer.step()
         return records
 
-    def stream(self, batch: Microbatches) -> list[Record]:
-        """Gradients of all micro-batches, each of which updates the weights at once: a program without a flush."""
+    def run(self, batch: Microbatches) -> list[Record]:
+        """Execute the program once, with no update after it: it has none, or its own."""
         return self._run(batch)
 
     def _run(self, batch: Microbatches) -> list[Record]:
@@ -121,18 +120,21 @@ class VirtualRanks:
 
 
 def _stages(
-    program: Program, slices: list[nn.Sequential], loss: Loss, optimizer: Optimizer, randomness: Randomness
+    program: Program,
+    slices: list[nn.Sequential],
+    loss: Loss | None,
+    randomness: Randomness,
+    make_stage: Callable[..., Stage],
 ) -> Iterator[tuple[dict[int, Stage], ActivationMeter]]:
     """For each rank its stages and the meter that counts what they keep."""
     split = {action.stage for _, _, action in program.schedule.actions() if action.kind == W}
     last = program.schedule.stages - 1
-    kind = Stage if program.schedule.flush else partial(UpdatingStage, optimizer=optimizer)
     for rank in range(program.placement.ranks):
         own = program.placement.stages_on(rank)
         meter = ActivationMeter(t for stage in own for t in (*slices[stage].parameters(), *slices[stage].buffers()))
         yield (
             {
-                stage: kind(
+                stage: make_stage(
                     slices[stage],
                     first=stage == 0,
                     loss=loss if stage == last else None,

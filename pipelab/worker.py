@@ -104,13 +104,19 @@ class Worker:
             lambda: [self._compute[action.kind](action, batch, record) for action in parts(element)]
         )
         for action, output in zip(parts(element), outputs, strict=True):
-            if output is not None:
-                given = gives(action, self.program.schedule.stages, self.program.schedule.groups)
+            given = gives(action, self.program.schedule.stages, self.program.schedule.groups)
+            if output is not None and self._is_needed(given):
                 stays = action.kind == F and given[:2] not in self._sent
                 self._values[given] = output, action, self.meter.hold(output) if stays else None
         del outputs
         record.spans.append(Span(self.rank, "compute", element, start, end, waited))
         record.curve += [(start, self.meter.restart_peak()), (end, self.meter.live)]
+
+    def _is_needed(self, given: Action) -> bool:
+        """What the last stage makes goes nowhere, but for the tokens of generation into a round still to come."""
+        if given.kind == T:
+            return given.microbatch < self.program.schedule.microbatches
+        return given.kind != F or given.stage < self.program.schedule.stages - 1
 
     def _receive(self, step: Action, record: Record) -> Action | None:
         send = self.program.peer(step)
