@@ -12,6 +12,7 @@ import pipelab as pl
 from pipelab.data import Batches, load_text
 from pipelab.inference import evaluate
 from pipelab.models import GPTConfig, build_model
+from pipelab.show.memory import in_flight_curve
 from pipelab.simulate import simulate_program
 
 SMALL = GPTConfig(vocabulary=256, width=16, heads=2, layers=4, context=8, dropout=0.3)
@@ -70,6 +71,11 @@ def test_generation_takes_a_round_trip_a_token_or_the_time_of_all_groups():
         assert trace.makespan == (rounds - 1) * turn + (groups + P - 1) * 2 + (P - 1) * hop
         if hop == 0 and rounds == 5:
             assert abs(1 - trace.bubble("span") - min(1, groups / P)) <= 1 / 10
+
+
+def test_the_curve_of_a_forward_only_trace_never_holds_more_than_one():
+    trace = pl.simulate(pl.build("inference", 3, 6), pl.Costs.uniform())
+    assert max(held for _, held in in_flight_curve(trace, rank=0)) == 1
 
 
 def test_a_token_goes_from_the_last_rank_to_the_first():

@@ -72,7 +72,8 @@ def run(options: argparse.Namespace) -> int:
     """Train, print what was measured, and give 1 when --check found a difference."""
     schedule = _asked_schedule(options)
     if schedule.forward_only:
-        raise CommandError(f"schedule {schedule.name} has no backward, so nothing is learned; take another")
+        option = "--schedule" if options.file is None else "--file"
+        raise CommandError(f"{option} {options.schedule or options.file} has no backward, so nothing is learned")
     _refuse_what_is_not_there(options)
     run_, difference = _train(options, schedule)
     if options.trace:
