@@ -68,7 +68,8 @@ class Schedule:
     microbatches: int
     rows: tuple[tuple[Element, ...], ...]
     flush: bool = True
-    """Whether the weights wait for the end of the step; without it they change after each micro-batch."""
+    """Whether the weights wait for the end of the step; without it they change after each micro-batch.
+    Text and CSV hold the rows alone, so what is read from them has a flush."""
     groups: int = 0
     """How many groups of sequences take turns in generation: micro-batch n is round n // groups of group n % groups,
     and begins with the token that the last stage made for it one round before. 0: no micro-batch needs another."""

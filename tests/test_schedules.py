@@ -234,6 +234,7 @@ def test_a_stage_belongs_to_the_rank_with_most_of_its_actions_on_a_tie_to_the_lo
         ("0F0\n1F0 1F", "rank 1, position 1: '1F' is not an action"),
         ("0F-1", "rank 0, position 0: '0F-1' is not an action"),
         ("0F0 0SEND_F0", "rank 0, position 1: 0SEND_F0 is a message; a schedule holds F, B, I and W only"),
+        ("0F0 0B0 0U0", "rank 0, position 2: 0U0 is an update; a schedule holds F, B, I and W only"),
         ("0F0+1F0+2F0", "rank 0, position 0: '0F0.1F0.2F0' joins 3 actions; a pair joins two"),
         ("0F0+", "rank 0, position 0: '' is not an action"),
         ("٣F٣", "rank 0, position 0: .* is not an action"),  # digits, but not ASCII
