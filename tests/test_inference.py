@@ -10,6 +10,7 @@ from torch.nn import functional
 
 import pipelab as pl
 from pipelab.data import Batches, load_text
+from pipelab.explain import explain
 from pipelab.inference import evaluate
 from pipelab.models import GPTConfig, build_model
 from pipelab.show.memory import in_flight_curve
@@ -104,3 +105,10 @@ def test_evaluation_takes_forwards_only_and_says_which(schedule):
 def test_training_refuses_a_schedule_without_a_backward():
     with pytest.raises(ValueError, match="no backward"):
         pl.train(build_model(SMALL), batches(2), pl.build("inference", 2, 2))
+
+
+def test_an_explanation_recommends_neither_relative_and_explains_generation():
+    advised = explain(pl.simulate(pl.build("1f1b", 3, 6), pl.Costs.uniform())).advice
+    assert advised and not any("inference" in change.what or "pipedream" in change.what for change in advised)
+    starving = explain(pl.simulate(pl.build("inference", 4, 12, groups=2), pl.Costs.uniform()))
+    assert "before 0F2" in str(starving) and "waits for 3F0" in str(starving)
