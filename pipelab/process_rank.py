@@ -53,6 +53,7 @@ class ProcessRank(Ranks):
         (worker,) = self.workers
         worker.recorder = self.resources.enter_context(watched(self.job.timeout))
         worker.recorder.names = self.members
+        self._agree(0.0)  # a run without a warm-up begins here
         return self
 
     def _transport(self, job: Job, rank: int, clock: Clock, patience: float) -> Processes:
@@ -101,9 +102,7 @@ class ProcessRank(Ranks):
 
     def _agree(self, loss: float) -> float:
         (worker,) = self.workers
-        worker.recorder.waiting(
-            "the end of the step", "its own", [r for r in range(len(self.members)) if r != worker.rank]
-        )
+        worker.recorder.meeting("the end of the step", [r for r in range(len(self.members)) if r != worker.rank])
         losses, self._origin = self.world.meet(loss)
         return losses[self.members[self.job.program.placement.rank_of[-1]]]
 

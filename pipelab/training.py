@@ -11,23 +11,22 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from pipelab.asynchronous import check_stream, train_without_flush
 from pipelab.costs import Link
 from pipelab.launcher import launch, post
 from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import lower
-from pipelab.memory import Memory
 from pipelab.mesh import Mesh
 from pipelab.message_order import check_messages
 from pipelab.optimizer import Optimizer, adamw
 from pipelab.partition import cut
 from pipelab.process_rank import ProcessRank
-from pipelab.ranks import Job
+from pipelab.ranks import Job, Ranks
 from pipelab.run import Run
 from pipelab.schedule import Schedule
-from pipelab.trace import Trace, median_trace
 from pipelab.validate import validate
 from pipelab.virtual_ranks import VirtualRanks
-from pipelab.worker import Record, split_batch
+from pipelab.worker import split_batch
 from pipelab.world import is_rank
 
 Batch = tuple[Tensor, Tensor]
@@ -70,6 +69,7 @@ def train(
     with comm="blocking" a rank waits until each has arrived, "overlapped" goes on. A warm-up step before the first
     leaves no trace: parameters, buffers, generators and batches are as they were. With `watch` norms of activations and
     gradients are noted (`Run.norms`), and the first value that is not finite ends the run, with its layer's name.
+    A schedule without a flush, such as pipedream, takes all batches at once; see `asynchronous`.
 
     transport="memory" plays all ranks in this process. With "gloo" (CPU) or "nccl" (a GPU each) they are processes: in
     one that torchrun started, `train` runs its rank, and every rank calls it with the same arguments; otherwise it
@@ -86,6 +86,10 @@ def train(
     (2, 'virtual', True)
     """
     validate(schedule)
+    if schedule.forward_only:
+        raise ValueError(f"{schedule.name} has no backward, so nothing is learned; it is for pipelab.inference")
+    if not schedule.flush:
+        check_stream(schedule, watch)
     mesh = mesh or Mesh(pp=schedule.ranks)
     _refuse_mesh(mesh, schedule)
     device = torch.device(device)
@@ -99,42 +103,26 @@ def train(
         check_messages(job.program, RULES[transport], blocking=job.blocking)
     if transport in RULES and not is_rank():
         return _launch(job, list(itertools.islice(batches, steps)), on_step)
-    return _train(job, batches if steps is None else itertools.islice(batches, steps), on_step)
+    return run_here(job, batches if steps is None else itertools.islice(batches, steps), on_step)
 
 
-def _train(job: Job, batches: Iterable[Batch], on_step: OnStep | None = None) -> Run:
-    """Train in this process, which plays all ranks or one of them."""
+def run_here(job: Job, batches: Iterable[Batch], on_step: OnStep | None = None) -> Run:
+    """Run a job, a step for each batch, in this process, which plays all ranks or one of them."""
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
         raise ValueError(NO_BATCH)
+    machine: Callable[[Job], Ranks] = VirtualRanks if job.transport == "memory" else ProcessRank
+    if not job.program.schedule.flush:
+        return train_without_flush(job, [first, *batches], on_step, machine)
     losses = []
-    machine = VirtualRanks if job.transport == "memory" else ProcessRank
     with machine(job) as ranks:
         ranks.warm_up(ranks.split(0, first))
         for step, batch in enumerate(itertools.chain([first], batches)):
             losses.append(ranks.step(ranks.split(step, batch)))
             if on_step is not None:
                 on_step(step, losses[-1])
-        records = ranks.collect()
-        pids, residual = ranks.pids, ranks.residual
-    schedule = job.program.schedule
-    traces = [_trace(schedule, job.clock, of_step) for of_step in records]
-    typical = median_trace(traces)
-    return Run(
-        schedule=schedule,
-        mesh=job.mesh,
-        losses=losses,
-        traces=traces,
-        trace=typical,
-        memory=_memory(records, traces.index(typical)),
-        model=job.model,
-        pids=pids,
-        first=not is_rank() or os.environ["RANK"] == "0",
-        cores=_cores() if job.device.type == "cpu" else None,
-        residual=residual,
-        norms=tuple({a: norm for record in of_step for a, norm in record.norms.items()} for of_step in records),
-    )
+        return ranks.measured(ranks.collect(), losses)
 
 
 def _launch(job: Job, batches: list[Batch], on_step: OnStep | None) -> Run:
@@ -155,11 +143,11 @@ def _launch(job: Job, batches: list[Batch], on_step: OnStep | None) -> Run:
 
 
 def _train_rank(job: Job, batches: list[Batch]) -> Run | None:
-    """One rank of `_launch`; the first brings the run home."""
-    first = os.environ["RANK"] == "0"
-    run = _train(job, batches, (lambda step, loss: post((step, loss))) if first else None)
+    """One rank of `_launch`. The one that computes the loss tells it, and the first brings the run home."""
+    tells = int(os.environ["RANK"]) == job.program.placement.rank_of[-1]
+    run = run_here(job, batches, (lambda step, loss: post((step, loss))) if tells else None)
     job.model.cpu()  # the caller has no GPU in use, and gets none
-    return run if first else None
+    return run if run.first else None
 
 
 def _values(model: nn.Module) -> list[Tensor]:
@@ -192,17 +180,3 @@ def _refuse_machine(transport: str, device: torch.device, comm: str, mesh: Mesh,
             raise ValueError(f"transport nccl moves data between GPUs: got device {device}; use gloo, or device cuda")
         if gpus < here:
             raise ValueError(f"transport nccl needs a GPU a rank: {here} ranks and {gpus} GPUs on this host; use gloo")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _trace(schedule: Schedule, clock: str, records: list[Record]) -> Trace:
-    spans = tuple(span for record in records for span in record.spans)
-    return Trace(schedule.name, clock, schedule.placement.chunks_per_rank(), spans)
-
-
-def _memory(steps: list[list[Record]], typical: int) -> Memory:
-    peaks = tuple(max(records[rank].peak for records in steps) for rank in range(len(steps[0])))
-    return Memory(peaks, tuple(tuple(record.curve) for record in steps[typical]))

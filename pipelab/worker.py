@@ -4,39 +4,46 @@ The same program was simulated before; here each step moves real tensors and tak
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelab.action import Action, B, Element, F, I, W, parts
+from pipelab.action import Action, B, Element, F, I, U, W, parts
 from pipelab.clock import Clock
 from pipelab.costs import Link
-from pipelab.dependencies import GIVES, Value, sources
+from pipelab.dependencies import T, gives, needs
 from pipelab.flight_recorder import FlightRecorder
 from pipelab.loss import count_targets
 from pipelab.lower import CARRIES, RECEIVED_FROM, Program
-from pipelab.memory import ActivationMeter, Held
+from pipelab.memory import ActivationMeter, Held, Memory
+from pipelab.schedule import Schedule
 from pipelab.stage import Stage
-from pipelab.trace import Span
+from pipelab.trace import Span, Trace
 from pipelab.transport import Message, Transport
 from pipelab.watch import Finding
+from pipelab.weight_versions import Update, UpdatingStage
 
 
 @dataclass(frozen=True)
 class Microbatches:
-    """The micro-batches of one step: inputs, targets, and the number of targets of the whole step."""
+    """The micro-batches of one step: inputs, targets, and over how many targets the loss of each is a mean.
+
+    That is the number of the whole step's targets, or, where each micro-batch updates the weights, of its own.
+    `on_loss` is told the loss of each micro-batch that has updated the weights, on the rank that knows it.
+    """
 
     step: int
     inputs: Sequence[Tensor]
     targets: Sequence[Tensor]
-    total: int
+    totals: Sequence[int]
+    on_loss: Callable[[int, float], None] | None = None
 
     def to(self, device: torch.device) -> "Microbatches":
         """The same on a device."""
         inputs, targets = ([tensor.to(device) for tensor in tensors] for tensors in (self.inputs, self.targets))
-        return Microbatches(self.step, inputs, targets, self.total)
+        return replace(self, inputs=inputs, targets=targets)
 
 
 @dataclass
@@ -46,6 +53,7 @@ class Record:
     spans: list[Span] = field(default_factory=list)
     curve: list[tuple[float, int]] = field(default_factory=list)
     losses: dict[int, float] = field(default_factory=dict)
+    updates: list[Update] = field(default_factory=list)
     norms: dict[Action, float] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
@@ -76,11 +84,13 @@ class Worker:
         self._values: dict[Action, tuple[Tensor, Action, Held | None]] = {}
         self._bytes: dict[tuple[torch.Size, ...], list[tuple[int, int]]] = {}
         self._sent = {(s.stage, CARRIES[s.kind]) for e in program.rows[rank] for s in parts(e) if s.kind in CARRIES}
-        count = program.schedule.stages
         self._needed = {
-            (stage, kind): [source for source in sources(stage, kind, count) if source[0] != stage]
-            for stage in stages for kind in (F, B, I, W)
-        }  # fmt: skip
+            action: need
+            for element in program.schedule.rows[rank]
+            for action in parts(element)
+            for need in needs(action, program.schedule.stages, program.schedule.groups)
+            if need.stage != action.stage or need.kind == T
+        }  # of another stage: one value, or none at the model's ends
         self._compute: dict[str, Callable[[Action, Microbatches, Record], Tensor | None]] = {
             F: self._forward,
             B: self._backward,
@@ -105,6 +115,8 @@ class Worker:
                 waited = self._receive(step, record) or waited
             elif isinstance(step, Action) and step.kind in CARRIES:
                 self._send(step, record)
+            elif isinstance(step, Action) and step.kind == U:
+                self._update(step, batch, record)
             else:
                 held.append(self._work(step, batch, record, waited))
                 waited = None
@@ -125,13 +137,19 @@ class Worker:
             lambda: [self._compute[action.kind](action, batch, record) for action in parts(element)]
         )
         for action, output in zip(parts(element), outputs, strict=True):
-            if output is not None:
-                given = Action(action.stage, GIVES.get(action.kind, action.kind), action.microbatch)
-                stays = action.kind == F and (action.stage, F) not in self._sent
+            given = gives(action, self.program.schedule.stages, self.program.schedule.groups)
+            if output is not None and self._is_needed(given):
+                stays = action.kind == F and given[:2] not in self._sent
                 self._values[given] = output, action, self.meter.hold(output) if stays else None
         del outputs
         self._note(record, Span(self.rank, "compute", element, start, end, waited))
         return self.meter.restart_peak(), self.meter.live
+
+    def _is_needed(self, given: Action) -> bool:
+        """What the last stage makes goes nowhere, but for the tokens of generation into a round still to come."""
+        if given.kind == T:
+            return given.microbatch < self.program.schedule.microbatches
+        return given.kind != F or given.stage < self.program.schedule.stages - 1
 
     def _note(self, record: Record, span: Span) -> None:
         if self.recording:
@@ -167,25 +185,32 @@ class Worker:
         if self.blocking:
             self.clock.wait_until(arrival)
 
-    def _input(self, action: Action, source: Value) -> Tensor:
-        """The value that another stage gave for this action; it is this action's alone, so it is let go here."""
-        return self._values.pop(Action(*source, action.microbatch))[0]
+    def _update(self, step: Action, batch: Microbatches, record: Record) -> None:
+        """Let a stage step its optimizer, in a lane of its own: a synchronous step is timed without its update, too."""
+        stage = self.stages[step.stage]
+        assert isinstance(stage, UpdatingStage)
+        self.recorder.running(step)
+        (staleness, held), start, end = self.clock.aside(lambda: stage.update(step.microbatch))
+        record.updates.append(Update(step.stage, step.microbatch, staleness, held))
+        self._note(record, Span(self.rank, "memory", step, start, end))
+        if batch.on_loss is not None and stage.loss is not None:
+            batch.on_loss(step.microbatch, record.losses[step.microbatch])
 
     def _forward(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
         stage, microbatch = self.stages[action.stage], action.microbatch
-        before = [self._input(action, source) for source in self._others(action)]
-        x = before[0] if before else batch.inputs[microbatch].clone()  # not a view that keeps the whole batch
+        given = self._from_others(action)
+        x = batch.inputs[microbatch].clone() if given is None else given  # not a view that keeps the whole batch
         if stage.loss is None:
             return stage.forward(microbatch, x, batch.step)
         target = batch.targets[microbatch].clone()
-        record.losses[microbatch] = stage.forward(microbatch, x, batch.step, target, batch.total).item()
+        record.losses[microbatch] = stage.forward(microbatch, x, batch.step, target, batch.totals[microbatch]).item()
         return None
 
     def _backward(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
-        return self.stages[action.stage].backward(action.microbatch, self._gradient(action))
+        return self.stages[action.stage].backward(action.microbatch, self._from_others(action))
 
     def _backward_input(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
-        return self.stages[action.stage].backward_input(action.microbatch, self._gradient(action))
+        return self.stages[action.stage].backward_input(action.microbatch, self._from_others(action))
 
     def _backward_weight(self, action: Action, batch: Microbatches, record: Record) -> None:
         self.stages[action.stage].backward_weight(action.microbatch)
@@ -196,13 +221,22 @@ class Worker:
             record.norms |= {Action(watch.stage, kind, m): norm for (kind, m), norm in watch.norms.items()}
             record.findings += [watch.first] if watch.first is not None else []
 
-    def _gradient(self, action: Action) -> Tensor | None:
-        gradients = [self._input(action, source) for source in self._others(action)]
-        return gradients[0] if gradients else None
+    def _from_others(self, action: Action) -> Tensor | None:
+        """What it needs of another stage, if anything; nobody else needs that, so it is let go of here."""
+        need = self._needed.get(action)
+        return None if need is None else self._values.pop(need)[0]
 
-    def _others(self, action: Action) -> list[Value]:
-        """What the dataflow rule says that it needs of other stages: one value, or none at the model's ends."""
-        return self._needed[action.stage, action.kind]
+
+def trace_of(schedule: Schedule, clock: str, records: Sequence[Record]) -> Trace:
+    """The trace of one execution, from what every rank did."""
+    spans = tuple(span for record in records for span in record.spans)
+    return Trace(schedule.name, clock, schedule.placement.chunks_per_rank(), spans)
+
+
+def memory_of(steps: Sequence[Sequence[Record]], typical: int) -> Memory:
+    """The peak of every rank over all steps, and the curves of a typical one."""
+    peaks = tuple(max(records[rank].peak for records in steps) for rank in range(len(steps[0])))
+    return Memory(peaks, tuple(tuple(record.curve) for record in steps[typical]))
 
 
 def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int) -> Microbatches:
@@ -223,4 +257,4 @@ def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int) -> M
             " give larger batches or ask for fewer micro-batches"
         )
     inputs_of, targets_of = (torch.tensor_split(tensor, microbatches) for tensor in (inputs, targets))
-    return Microbatches(step, inputs_of, targets_of, count_targets(targets))
+    return Microbatches(step, inputs_of, targets_of, [count_targets(targets)] * microbatches)

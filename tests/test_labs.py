@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import pytest
 
@@ -253,6 +254,39 @@ WARMUPS = [([3, 2, 1, 0], 0), ([4, 3, 2, 0], 1), ([5, 4, 2, 0], 1), ([6, 4, 2, 0
 @pytest.mark.parametrize(("warmup", "reached"), WARMUPS)
 def test_exercise_05_begins_unsolved_and_can_be_solved(warmup, reached):
     assert said("05", ["imports", "my-warmup", "my-check"], my_warmup=warmup).count("reached") == reached
+
+
+@pytest.mark.parametrize("parameters", [{"ranks": 2, "microbatches": 5, "steps": 1}, {"ranks": 6, "microbatches": 2}])
+def test_lab_08_holds_with_other_parameters(tmp_path, parameters):
+    lab = find_labs("08")[0]
+    result = run_lab(lab, tmp_path / lab.name, {"steps": 2, **parameters})
+    assert result.ok, result.error
+
+
+@pytest.mark.parametrize("parameters", [{"ranks": 2, "tokens": 2}, {"ranks": 5}])
+def test_lab_09_holds_with_other_parameters(tmp_path, parameters):
+    lab = find_labs("09")[0]
+    result = run_lab(lab, tmp_path / lab.name, {"model": "tiny", **parameters})
+    assert result.ok, result.error
+
+
+@pytest.mark.parametrize(
+    ("rule", "reached"),
+    [
+        (lambda n, stage, ranks: n, 0),
+        (lambda n, stage, ranks: n - (ranks - 1 - stage), 1),
+        (lambda n, stage, ranks: max(0, n - (ranks - 1 - stage)), 2),
+    ],
+)
+def test_exercise_08_begins_unsolved_and_can_be_solved(rule, reached):
+    lateness = tuple(tuple(min(n, 3 - stage) for n in range(12)) for stage in range(4))
+    run = SimpleNamespace(versions=SimpleNamespace(staleness=lateness))
+    assert said("08", ["my-rule", "my-check"], my_version=rule, run=run).count("reached") == reached
+
+
+@pytest.mark.parametrize(("groups", "reached"), [(1, 0), (8, 0), (9, 2), (10, 1)])
+def test_exercise_09_begins_unsolved_and_can_be_solved(groups, reached):
+    assert said("09", ["my-groups", "my-check"], my_groups=groups).count("reached") == reached
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from pipelab.validate import validate
 
 if TYPE_CHECKING:
     from pipelab.run import Run
+    from pipelab.weight_versions import Versions
 
 EXAMPLE = "pipelab train --schedule 1f1b --pp 4 --microbatches 8 --steps 5 --model tiny --check"
 ROWS = {"tiny": 4, "small": 2, "gpt2": 1}
@@ -76,6 +77,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train, print what was measured, and give 1 when --check found a difference."""
     schedule = _asked_schedule(options)
+    if schedule.forward_only:
+        option = "--schedule" if options.file is None else "--file"
+        raise CommandError(f"{option} {options.schedule or options.file} has no backward, so nothing is learned")
     _refuse_what_is_not_there(options)
     run_, difference = _train(options, schedule)
     if not run_.first:
@@ -180,11 +184,14 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
 def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches: Any) -> float:
     import torch
 
-    from pipelab.reference import train_uncut
+    from pipelab.reference import train_delayed, train_uncut
 
     uncut.to(options.device)
     here = [tuple(tensor.to(options.device) for tensor in batch) for batch in batches]
-    train_uncut(uncut, here, options.microbatches, seed=options.seed)
+    if result.schedule.flush:
+        train_uncut(uncut, here, options.microbatches, seed=options.seed)
+    else:
+        train_delayed(uncut, here, options.microbatches, result.schedule.stages, seed=options.seed)
     ours = result.parameters()
     apart = [(ours[name].cpu() - theirs.detach().cpu()).abs().max() for name, theirs in uncut.named_parameters()]
     return float(torch.stack(apart).max())  # NaN if any of them is, as Python's max() is not
@@ -193,6 +200,7 @@ def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches:
 def _figures(options: argparse.Namespace, result: "Run", difference: float | None) -> dict[str, Any]:
     mesh = result.mesh
     watched = {"norms": {"activations": _norms(result, "F"), "gradients": _norms(result, "I")}} if options.watch else {}
+    versions = {} if result.versions is None else {"versions": _version_figures(result.versions)}
     return {
         "schedule": result.schedule.name,
         "mesh": {"pp": mesh.pp, "tp": mesh.tp, "dp": mesh.dp},
@@ -206,6 +214,17 @@ def _figures(options: argparse.Namespace, result: "Run", difference: float | Non
         "peak_activation_bytes": result.memory.peaks,
         "max_parameter_difference": difference,
         **watched,
+        **versions,
+    }
+
+
+def _version_figures(versions: "Versions") -> dict[str, Any]:
+    """For each stage the most updates that came between a forward and its own; bytes and seconds for each rank."""
+    return {
+        "staleness": [max(of_stage) for of_stage in versions.staleness],
+        "peak_weight_bytes": versions.peaks,
+        "weight_bytes": versions.weights,
+        "update_seconds": versions.update_seconds,
     }
 
 
@@ -226,8 +245,11 @@ def _summary(result: "Run", difference: float | None) -> list[tuple[str, str]]:
     for kind, what in (("F", "activations"), ("I", "gradients")):
         if norms := _norms(result, kind):
             rows.append((f"norm, {what}", f"{' '.join(f'{norm:.3g}' for norm in norms)} by stage, last step"))
+    if result.versions is not None:
+        rows += _version_rows(result, result.versions)
     if difference is not None:
-        rows.append(("check", f"parameters differ from the uncut model by at most {difference:g}"))
+        against = "the uncut model" + ("" if result.versions is None else " with the same delays")
+        rows.append(("check", f"parameters differ from {against} by at most {difference:g}"))
     return rows
 
 
@@ -238,6 +260,19 @@ def _norms(result: "Run", kind: str) -> list[float]:
         if action.kind == kind:
             largest[action.stage] = max(norm, largest.get(action.stage, 0.0))
     return [largest[stage] for stage in sorted(largest)]
+
+
+def _version_rows(result: "Run", versions: "Versions") -> list[tuple[str, str]]:
+    stale = " ".join(str(max(of_stage)) for of_stage in versions.staleness)
+    held = " ".join(f"{peak / 2**20:.2f}" for peak in versions.peaks)
+    times = " ".join(f"{peak / (one or 1):.3g}" for peak, one in zip(versions.peaks, versions.weights, strict=True))
+    spent = 1e3 * max(versions.update_seconds) / len(result.losses)
+    counted = "virtual time does not count them" if result.clock == "virtual" else "counted in the step"
+    return [
+        ("staleness", f"{stale} updates at most, by stage"),
+        ("peak weights", f"{held} MiB by rank, {times} times the weights themselves"),
+        ("updates", f"{spent:.1f} ms a step on the busiest rank; {counted}"),
+    ]
 
 
 def _print_figures(result: "Run", difference: float | None) -> None:

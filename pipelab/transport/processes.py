@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pipelab.action import Action
-from pipelab.dependencies import GIVES
+from pipelab.dependencies import gives
 from pipelab.lower import CARRIES, Program
 from pipelab.message_order import AHEAD, Channel, channels
 from pipelab.transport import Aborted, Message
@@ -79,10 +79,9 @@ class Processes:
         self.device = device
         self.timeout = timedelta(seconds=timeout)
         self.blocking = blocking
-        self.width = program.schedule.microbatches
-        self.givers = {
-            (a.stage, GIVES.get(a.kind, a.kind), a.microbatch): a for _, _, a in program.schedule.actions()
-        }  # fmt: skip
+        schedule = program.schedule
+        self.width = schedule.microbatches
+        self.givers = {gives(a, schedule.stages, schedule.groups): a for _, _, a in schedule.actions()}
         self.incoming: list[Line] = []
         self.line_of: dict[Action, Line] = {}
         for key, traffic in channels(program).items():
@@ -137,7 +136,7 @@ class Processes:
         tensor, arrival = self._collect(line, step, slot, work)
         self._free[slot.layout].append(slot)
         self._post_ahead(line)
-        return Message(tensor, arrival, self.givers[step.stage, CARRIES[step.kind], step.microbatch])
+        return Message(tensor, arrival, self.givers[Action(step.stage, CARRIES[step.kind], step.microbatch)])
 
     def finish(self) -> Times:
         """Wait until every message of the step has been taken; gives when that was."""
