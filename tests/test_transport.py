@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import pipelab as pl
 from pipelab.transport import Aborted, Message
 from pipelab.transport.memory import Mailboxes
-from pipelab.virtual_ranks import RunError
+from pipelab.failure import RunError
 
 BATCH = torch.ones(8, 4), torch.ones(8, 4)
 
