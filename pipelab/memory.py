@@ -5,6 +5,7 @@ held, and what a deferred weight gradient waits with. Two tensors that share mem
 """
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -46,9 +47,13 @@ class ActivationMeter:
         self._pack = self.save  # one object, to be recognised
         self.live = 0
         self.peak = 0
+        self.counting = True
+        """Set it to False only while nothing is held: then nothing is counted, and nothing costs time."""
 
-    def watch(self) -> torch.autograd.graph.saved_tensors_hooks:
+    def watch(self) -> AbstractContextManager[object]:
         """A context in which everything that autograd saves is counted until autograd lets go of it."""
+        if not self.counting:
+            return nullcontext()
         return torch.autograd.graph.saved_tensors_hooks(self._pack, _saved)
 
     @property
@@ -59,7 +64,7 @@ class ActivationMeter:
 
     def hold(self, tensor: Tensor) -> Held:
         """Count a tensor that the pipeline itself keeps, until the returned object is dropped."""
-        held = self.save(tensor)
+        held = self.save(tensor) if self.counting else tensor
         return held if isinstance(held, Held) else Held(self, tensor, 0)
 
     def save(self, tensor: Tensor) -> Held | Tensor:

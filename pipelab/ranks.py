@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pipelab.action import W
 from pipelab.clock import Clock, undisturbed
 from pipelab.costs import Link
+from pipelab.failure import RunError
 from pipelab.loss import Loss
 from pipelab.lower import Program
 from pipelab.memory import ActivationMeter

@@ -5,6 +5,7 @@ The same program was simulated before; here each step moves real tensors and tak
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,9 +71,16 @@ class Worker:
         self.link = link
         self.blocking = blocking
         self.recorder = FlightRecorder()
+        self.recording = True
         self.at: Element | None = None
         self._values: dict[Action, tuple[Tensor, Action, Held | None]] = {}
+        self._bytes: dict[tuple[torch.Size, ...], list[tuple[int, int]]] = {}
         self._sent = {(s.stage, CARRIES[s.kind]) for e in program.rows[rank] for s in parts(e) if s.kind in CARRIES}
+        count = program.schedule.stages
+        self._needed = {
+            (stage, kind): [source for source in sources(stage, kind, count) if source[0] != stage]
+            for stage in stages for kind in (F, B, I, W)
+        }  # fmt: skip
         self._compute: dict[str, Callable[[Action, Microbatches, Record], Tensor | None]] = {
             F: self._forward,
             B: self._backward,
@@ -81,8 +89,15 @@ class Worker:
         }
 
     def run(self, batch: Microbatches) -> Record:
-        """Execute the row once, for one step's micro-batches."""
+        """Execute the row once, for one step's micro-batches.
+
+        What is held depends on shapes alone, and counting it costs up to a fifth of a small forward: bytes are counted
+        in the first step of these shapes (the warm-up, as a rule), and noted again in the later ones.
+        """
         record = Record()
+        shapes = tuple(tensor.shape for tensor in batch.inputs)
+        self.meter.counting = shapes not in self._bytes
+        held: list[tuple[int, int]] = []
         waited: Action | None = None
         for step in self.program.rows[self.rank]:
             self.at = step
@@ -91,16 +106,19 @@ class Worker:
             elif isinstance(step, Action) and step.kind in CARRIES:
                 self._send(step, record)
             else:
-                self._work(step, batch, record, waited)
+                held.append(self._work(step, batch, record, waited))
                 waited = None
         self.at = None
+        if self.recording:
+            record.curve = self._curve(record.spans, self._bytes.setdefault(shapes, held))
         record.spans, record.curve = self.clock.settle(record.spans, record.curve)
         for stage in self.stages.values():
             self._watched(stage, record)
         assert not self._values, f"rank {self.rank} still holds {list(self._values)}"
         return record
 
-    def _work(self, element: Element, batch: Microbatches, record: Record, waited: Action | None) -> None:
+    def _work(self, element: Element, batch: Microbatches, record: Record, waited: Action | None) -> tuple[int, int]:
+        """Compute; gives the most bytes held meanwhile, and those held afterwards."""
         self.recorder.running(element)
         self.meter.restart_peak()
         outputs, start, end = self.clock.run(
@@ -112,8 +130,21 @@ class Worker:
                 stays = action.kind == F and (action.stage, F) not in self._sent
                 self._values[given] = output, action, self.meter.hold(output) if stays else None
         del outputs
-        record.spans.append(Span(self.rank, "compute", element, start, end, waited))
-        record.curve += [(start, self.meter.restart_peak()), (end, self.meter.live)]
+        self._note(record, Span(self.rank, "compute", element, start, end, waited))
+        return self.meter.restart_peak(), self.meter.live
+
+    def _note(self, record: Record, span: Span) -> None:
+        if self.recording:
+            record.spans.append(span)
+
+    @staticmethod
+    def _curve(spans: list[Span], held: list[tuple[int, int]]) -> list[tuple[Any, int]]:
+        work = (span for span in spans if span.lane == "compute")
+        return [
+            step
+            for span, (peak, live) in zip(work, held, strict=True)
+            for step in ((span.start, peak), (span.end, live))
+        ]
 
     def _receive(self, step: Action, record: Record) -> Action | None:
         send = self.program.peer(step)
@@ -124,14 +155,14 @@ class Worker:
         ended = self.clock.now
         self._values[Action(send.stage, CARRIES[send.kind], send.microbatch)] = tensor, giver, None
         waited = giver if arrival > began else None
-        record.spans.append(Span(self.rank, "recv", step, began, ended, waited))
+        self._note(record, Span(self.rank, "recv", step, began, ended, waited))
         return waited
 
     def _send(self, step: Action, record: Record) -> None:
         tensor, giver, _ = self._values.pop(Action(step.stage, CARRIES[step.kind], step.microbatch))
         departure = self.clock.now
         arrival = departure + self.link.seconds(tensor.nbytes)
-        record.spans.append(Span(self.rank, "send", step, departure, arrival))
+        self._note(record, Span(self.rank, "send", step, departure, arrival))
         self.transport.send(step, Message(tensor, arrival, giver))
         if self.blocking:
             self.clock.wait_until(arrival)
@@ -171,8 +202,7 @@ class Worker:
 
     def _others(self, action: Action) -> list[Value]:
         """What the dataflow rule says that it needs of other stages: one value, or none at the model's ends."""
-        needed = sources(action.stage, action.kind, self.program.schedule.stages)
-        return [source for source in needed if source[0] != action.stage]
+        return self._needed[action.stage, action.kind]
 
 
 def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int) -> Microbatches:

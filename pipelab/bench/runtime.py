@@ -8,7 +8,7 @@ import copy
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipelab.costs import middle
 from pipelab.schedule import Schedule
@@ -22,18 +22,18 @@ SCHEDULES = {
 }
 """Of our names, the class of torch.distributed.pipelining that runs the same schedule, and the chunks of a rank."""
 QUICK = ("gpipe", "1f1b", "interleaved", "interleaved-zb")
-WORKS = {"tiny": ("tiny", 4, 1), "lab": ("small", 4, 4)}
-"""Of each work the preset, the rows of a micro-batch, and the blocks of a stage."""
+WORKS = ("tiny", "lab")
+"""tiny: a Linear and a Tanh a stage, where all is overhead; lab: four blocks of the preset small a stage."""
 MICROBATCHES = 8
 
 
-def compare_runtimes(*, quick: bool = False) -> Iterator[dict[str, Any]]:
+def compare_runtimes(*, quick: bool = False, works: tuple[str, ...] = WORKS) -> Iterator[dict[str, Any]]:
     """One row a schedule, number of ranks and work: the median of torch's step time over ours."""
-    from pipelab.stand_in import launch
+    from pipelab.launcher import launch
 
     names = QUICK if quick else tuple(SCHEDULES)
     for ranks in (2,) if quick else (2, 4):
-        rows, *_ = launch(_rows, names, 6 if quick else 20, ranks=ranks)
+        rows, *_ = launch(_rows, names, works, 6 if quick else 20, ranks=ranks, timeout=300, threads=1)
         yield from rows
 
 
@@ -48,7 +48,7 @@ def geometric_mean(ratios: list[float]) -> float:
     return float(product ** (1 / len(ratios)))
 
 
-def _rows(names: tuple[str, ...], steps: int) -> list[dict[str, Any]]:
+def _rows(names: tuple[str, ...], works: tuple[str, ...], steps: int) -> list[dict[str, Any]]:
     """One process: every case, in the order in which all processes take them."""
     import torch.distributed as dist
 
@@ -64,7 +64,7 @@ def _rows(names: tuple[str, ...], steps: int) -> list[dict[str, Any]]:
                 "torch_over_ours": _ratio(name, work, steps),
             }
             for name in names
-            for work in WORKS
+            for work in works
         ]
     finally:
         world.close()
@@ -75,27 +75,21 @@ def _ratio(name: str, work: str, steps: int) -> float:
     import torch
     import torch.distributed as dist
 
-    from pipelab.data import Batches, load_text
-    from pipelab.models import build_model
     from pipelab.process_rank import ProcessRank
     from pipelab.schedules import build
 
-    preset, rows, blocks = WORKS[work]
     schedule = build(name, dist.get_world_size(), MICROBATCHES, SCHEDULES[name][1])
-    model = build_model(preset, layers=blocks * schedule.stages)
-    length = model.config.context
-    text = load_text("stdlib-docs")
-    (batch,) = Batches(text=text, microbatches=MICROBATCHES, rows=rows, context=length, seed=0, steps=1)
-    job = _job(schedule, copy.deepcopy(model))
-    theirs = _Theirs(name, model, schedule, batch, rows)
+    case = _tiny(schedule.stages) if work == "tiny" else _lab(schedule.stages)
+    job = _job(schedule, copy.deepcopy(case.model), case.loss)
+    theirs = _Theirs(name, schedule, case)
     with ProcessRank(job) as ours:
 
         def our_step() -> None:
-            ours._run(ours.split(0, batch))
+            ours._run(ours.split(0, (case.inputs, case.targets)))
 
         our_step()
         theirs.step()
-        _compare(job.model, model)
+        _compare(job.model, case.model)
         times: list[tuple[float, float]] = []
         for step in range(steps + 2):
             pair = [_seconds(each) for each in (our_step, theirs.step)]
@@ -106,18 +100,59 @@ def _ratio(name: str, work: str, steps: int) -> float:
     return float(middle([theirs / ours for ours, theirs in slowest.tolist()]))
 
 
-def _job(schedule: Schedule, model: Any) -> Any:
+class _Case(NamedTuple):
+    """A model, the batch of a step, and one micro-batch of what goes from stage to stage and of what comes out."""
+
+    model: Any
+    loss: Any
+    inputs: Any
+    targets: Any
+    inner: Any
+    output: Any
+
+
+def _tiny(stages: int) -> _Case:
+    import torch
+    from torch import nn
+
+    width, rows = 16, 4
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(stages)))
+    inputs, targets = torch.randn(2, rows * MICROBATCHES, width)
+    inner = torch.zeros(rows, width, requires_grad=True)
+    return _Case(model, nn.functional.mse_loss, inputs, targets, inner, inner)
+
+
+def _lab(stages: int) -> _Case:
+    import torch
+
+    from pipelab.data import Batches, load_text
+    from pipelab.loss import cross_entropy
+    from pipelab.models import build_model
+
+    rows = 4
+    model = build_model("small", layers=4 * stages)
+    sizes = model.config
+    text = load_text("stdlib-docs")
+    ((inputs, targets),) = Batches(
+        text=text, microbatches=MICROBATCHES, rows=rows, context=sizes.context, seed=0, steps=1
+    )
+    inner = torch.zeros(rows, sizes.context, sizes.width, requires_grad=True)
+    output = torch.zeros(rows, sizes.context, sizes.vocabulary)
+    return _Case(model, cross_entropy, inputs, targets, inner, output)
+
+
+def _job(schedule: Schedule, model: Any, loss: Any) -> Any:
     import torch
 
     from pipelab.costs import Link
-    from pipelab.loss import cross_entropy
     from pipelab.lower import lower
     from pipelab.mesh import Mesh
     from pipelab.optimizer import adamw
     from pipelab.ranks import Job
 
     return Job(
-        model=model, program=lower(schedule), mesh=Mesh(pp=schedule.ranks), loss=cross_entropy, optimizer=adamw, seed=0,
+        model=model, program=lower(schedule), mesh=Mesh(pp=schedule.ranks), loss=loss, optimizer=adamw, seed=0,
         device=torch.device("cpu"), transport="gloo", clock="wall", link=Link(), blocking=False, at=None, timeout=120,
     )  # fmt: skip
 
@@ -125,34 +160,29 @@ def _job(schedule: Schedule, model: Any) -> Any:
 class _Theirs:
     """The stages of this rank in torch's runtime."""
 
-    def __init__(self, name: str, model: Any, schedule: Schedule, batch: Any, rows: int) -> None:
+    def __init__(self, name: str, schedule: Schedule, case: _Case) -> None:
         import torch
         import torch.distributed as dist
         from torch.distributed import pipelining
 
-        from pipelab.loss import cross_entropy
         from pipelab.partition import cut
 
         own = schedule.placement.stages_on(dist.get_rank())
-        inputs, targets = batch
-        width = model.config.width
-        inner = torch.zeros(rows, inputs.shape[1], width, requires_grad=True)
         last = schedule.stages - 1
-        slices = cut(model, schedule.stages)
+        slices = cut(case.model, schedule.stages)
         self.parameters = [parameter for stage in own for parameter in slices[stage].parameters()]
         stages = [
             pipelining.PipelineStage(
                 slices[stage], stage, schedule.stages, torch.device("cpu"),
-                input_args=inner if stage else inputs[:rows],
-                output_args=torch.zeros(rows, inputs.shape[1], model.config.vocabulary) if stage == last else inner,
+                input_args=case.inner if stage else case.inputs[: len(case.inner)],
+                output_args=case.output if stage == last else case.inner,
             )
             for stage in own
         ]  # fmt: skip
         kind = getattr(pipelining, SCHEDULES[name][0])
-        given = stages[0] if len(stages) == 1 else stages
-        self._schedule = kind(given, MICROBATCHES, loss_fn=cross_entropy)
-        self._arguments = [inputs] if 0 in own else []
-        self._options = {"target": targets} if last in own else {}
+        self._schedule = kind(stages[0] if len(stages) == 1 else stages, MICROBATCHES, loss_fn=case.loss)
+        self._arguments = [case.inputs] if 0 in own else []
+        self._options = {"target": case.targets} if last in own else {}
 
     def step(self) -> None:
         for parameter in self.parameters:

@@ -15,7 +15,7 @@ SHAPES = {"tiny": 4, "small": 2, "wide": 2}
 LAYERS = 4
 
 
-def compare_splits(repetitions: int = 40) -> Iterator[dict[str, Any]]:
+def compare_splits(repetitions: int = 20) -> Iterator[dict[str, Any]]:
     """One row a size: (I + W) / B, and the share of F's activations that is held between I and W."""
     for work in SHAPES:
         sides = {"ours": _ours(work), "torch": _torch(work)}

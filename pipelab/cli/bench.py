@@ -13,11 +13,13 @@ def add_options(command: argparse.ArgumentParser) -> None:
     """The options of `pipelab bench`."""
     what = (
         "simulate: actions a second of the simulators; replay: measured bubble beside the replayed one;"
-        " launch: seconds until all ranks have met"
+        " launch: seconds until all ranks have met; runtime: step time of torch's runtime over ours;"
+        " split: (I + W) / B; recorder: a recorded step over an unrecorded one"
     )
     command.add_argument("what", choices=list(BENCHES), help=what)
     command.add_argument("--actions", type=count, default=100_000, help="simulate: of each schedule (100000)")
     command.add_argument("--steps", type=count, default=5, help="replay: counted steps of each run (5)")
+    command.add_argument("--quick", action="store_true", help="runtime: four schedules, two ranks, few steps")
     add_json(command)
 
 
@@ -54,6 +56,63 @@ def _launches(options: argparse.Namespace) -> list[dict[str, Any]]:
     return list(tqdm(time_launches(), total=len(RANKS), unit="row", file=sys.stderr, delay=2))
 
 
+def _runtimes(options: argparse.Namespace) -> list[dict[str, Any]]:
+    from tqdm import tqdm
+
+    from pipelab.bench.runtime import QUICK, SCHEDULES, WORKS, compare_runtimes
+
+    total = len(WORKS) * (len(QUICK) if options.quick else 2 * len(SCHEDULES))
+    rows = compare_runtimes(quick=options.quick)
+    return list(tqdm(rows, total=total, unit="row", file=sys.stderr, delay=2))
+
+
+def _splits(options: argparse.Namespace) -> list[dict[str, Any]]:
+    from tqdm import tqdm
+
+    from pipelab.bench.split import SHAPES, compare_splits
+    from pipelab.clock import undisturbed
+
+    with undisturbed():
+        return list(tqdm(compare_splits(), total=len(SHAPES), unit="row", file=sys.stderr, delay=2))
+
+
+def _recorders(options: argparse.Namespace) -> list[dict[str, Any]]:
+    from tqdm import tqdm
+
+    from pipelab.bench.recorder import SCHEDULES, compare_recording
+
+    return list(tqdm(compare_recording(), total=2 * len(SCHEDULES), unit="row", file=sys.stderr, delay=2))
+
+
+def _print_runtimes(rows: list[dict[str, Any]]) -> None:
+    from pipelab.bench.runtime import geometric_mean
+
+    print("step time of torch.distributed.pipelining over ours, same processes, in turn (wall clock, median)")
+    print(f"{'schedule':<15} {'ranks':>5} {'work':<5} {'torch/ours':>10}")
+    for row in rows:
+        print(f"{row['schedule']:<15} {row['ranks']:>5} {row['work']:<5} {row['torch_over_ours']:>10.2f}")
+    for what, chosen in {
+        "tiny": [row for row in rows if row["work"] == "tiny"],
+        "lab": [row for row in rows if row["work"] == "lab"],
+        "zero bubble": [row for row in rows if row["schedule"] in ("interleaved-zb", "zb-v")],
+    }.items():
+        print(f"{what:<27} {geometric_mean([row['torch_over_ours'] for row in chosen]):>10.2f} (geometric mean)")
+
+
+def _print_splits(rows: list[dict[str, Any]]) -> None:
+    print("(I + W) / B (processor time, median), and bytes held between I and W over those held after F")
+    print(f"{'blocks':<6} {'ours':>6} {'torch':>6} {'ours held':>10} {'torch held':>11}")
+    for row in rows:
+        held = f"{row['ours_held']:>10.2f} {row['torch_held']:>11.2f}"
+        print(f"{row['work']:<6} {row['ours']:>6.2f} {row['torch']:>6.2f} {held}")
+
+
+def _print_recorders(rows: list[dict[str, Any]]) -> None:
+    print("processor time of a recorded step over an unrecorded one, in turn (median)")
+    for row in rows:
+        print(f"{row['schedule']:<6} {row['what']:<6} {row['on_over_off']:.4f}")
+
+
 def _print_simulators(rows: list[dict[str, Any]]) -> None:
     print("actions a second (processor time)")
     peers = f"{'ours':>12} {'torch':>12} {'dictionary':>12}"
@@ -85,5 +144,8 @@ BENCHES = {
     "simulate": (_simulators, _print_simulators),
     "replay": (_replays, _print_replays),
     "launch": (_launches, _print_launches),
+    "runtime": (_runtimes, _print_runtimes),
+    "split": (_splits, _print_splits),
+    "recorder": (_recorders, _print_recorders),
 }
 """For each `what`: how its rows are measured, and printed."""

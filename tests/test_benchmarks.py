@@ -1,0 +1,50 @@
+"""The benchmarks give the rows that they promise; no figure of theirs is asserted, for machines differ."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipelab.bench import runtime
+from pipelab.bench.split import compare_splits
+from pipelab.cli import main
+
+GPU = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu.py"
+
+
+def test_the_script_for_gpus_can_be_tried_out_on_a_cpu(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, GPU, "--device", "cpu", "--quick", "--out", tmp_path],
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    assert list(results) == ["inventory", "parity", "nccl", "recorder", "timelines", "mfu"]
+    assert all(row["max_parameter_difference"] < 1e-12 for row in results["parity"])
+    assert {(row["schedule"], row["ranks"]) for row in results["timelines"]} >= {("1f1b", 4), ("zb-h1", 8)}
+    assert results["mfu"]["flops"] > 0 and "## mfu" in (tmp_path / "gpu.md").read_text()
+    assert all((tmp_path / row["trace"]).exists() for row in results["timelines"])
+
+
+def test_a_split_is_compared_in_time_and_bytes():
+    rows = list(compare_splits(repetitions=1))
+    assert [row["work"] for row in rows] == ["tiny", "small", "wide"]
+    for row in rows:
+        assert row["ours"] > 0 and row["torch"] > 0
+        assert 0 < row["ours_held"] < row["torch_held"]  # torch keeps the whole graph for W
+
+
+def test_the_runtimes_are_compared_after_their_gradients_were_found_equal(monkeypatch, capsys):
+    monkeypatch.setattr(runtime, "compare_runtimes", partial(runtime.compare_runtimes, works=("tiny",)))
+    assert main(["bench", "runtime", "--quick", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["schedule"] for row in rows} == {"gpipe", "1f1b", "interleaved", "interleaved-zb"}
+    assert all(set(row) == {"schedule", "ranks", "work", "torch_over_ours"} for row in rows)
+    assert all(row["torch_over_ours"] > 0 for row in rows)
+
+
+def test_a_geometric_mean_weighs_ratios_alike():
+    assert runtime.geometric_mean([4.0, 0.25, 8.0]) == pytest.approx(2.0)
