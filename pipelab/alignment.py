@@ -24,7 +24,7 @@ class Reading(NamedTuple):
 
 
 def offset_of(readings: Iterable[Reading]) -> tuple[float, float]:
-    """How many seconds the other clock is ahead, by the reading with the shortest way, and by how much that may be wrong.
+    """How many seconds the other clock is ahead, by the reading with the shortest way, and its residual.
 
     >>> offset_of([Reading(0.0, 10.5, 1.0), Reading(5.0, 15.25, 5.5)])
     (10.0, 0.25)

@@ -133,7 +133,7 @@ class _Post:
         """Let every rank go on for as long as any can; gives the send that each stuck rank waits for."""
         moved = True
         while moved:
-            moved = any([self._advance(rank) for rank in range(len(self.at))])
+            moved = sum(map(self._advance, range(len(self.at)))) > 0  # all of them, not only until the first
         rows = self.program.rows
         return {rank: self._send_of(rows[rank][at]) for rank, at in enumerate(self.at) if at < len(rows[rank])}
 
@@ -207,10 +207,10 @@ def _lock_up(post: _Post, waiting: Mapping[int, Action]) -> str:
         key = post.channel_of[waiting[rank]]
         rank = key.receiver if rank == key.sender else key.sender
     links = []
-    for rank in path[path.index(rank) :]:
-        send, key = waiting[rank], post.channel_of[waiting[rank]]
-        if rank == key.sender:
-            links.append(f"rank {rank} waits at {send} for rank {key.receiver} to receive it")
+    for stuck in path[path.index(rank) :]:
+        send, key = waiting[stuck], post.channel_of[waiting[stuck]]
+        if stuck == key.sender:
+            links.append(f"rank {stuck} waits at {send} for rank {key.receiver} to receive it")
         else:
-            links.append(f"rank {rank} waits at {post.program.peer(send)} for {send} of rank {key.sender}")
+            links.append(f"rank {stuck} waits at {post.program.peer(send)} for {send} of rank {key.sender}")
     return f"the messages lock up: {', '.join(links)}; let messages overlap with the work, or send in another order"

@@ -4,16 +4,23 @@ Every rank calls `train` with the same arguments (SPMD: single program, multiple
 others are), `transport.processes` (how messages reach them).
 """
 
+import os
+from dataclasses import replace
 from typing import Any
 
+import torch
+
+from pipelab.action import Action
 from pipelab.alarm import watched
-from pipelab.clock import make_clock, make_turn
+from pipelab.clock import Clock, make_clock, make_turn
 from pipelab.collector import collector_at_rest
+from pipelab.cuda_clock import CudaWallClock
 from pipelab.ranks import Job, Ranks
-from pipelab.transport.processes import Processes, make_groups
+from pipelab.trace import Span
+from pipelab.transport.nccl import Nccl, make_carriers
+from pipelab.transport.processes import Processes, Times, make_groups
 from pipelab.worker import Microbatches, Record
 from pipelab.world import World
-
 
 GRACE = 5.0
 """Seconds that a rank waits longer than the timeout: whoever watches all ranks speaks first, and names the culprit."""
@@ -28,11 +35,9 @@ class ProcessRank(Ranks):
         try:
             _, rank, _ = job.mesh.coordinates(self.world.rank)
             self.members = job.mesh.group("pp", self.world.rank)
-            groups = make_groups(job.program, _pipelines(job), self.world)
-            self.transport = Processes(
-                job.program, rank, groups, device=job.device, timeout=patience, blocking=job.blocking
-            )
+            job = replace(job, device=_own_device(job.device))
             clock = make_clock(job.clock, job.device, make_turn(job.device, self.world.turn()))
+            self.transport = self._transport(job, rank, clock, patience)
             super().__init__(job, [rank], self.transport, [clock])
             self.states = [[*layers.parameters(), *layers.buffers()] for layers in self.slices]
         except BaseException:
@@ -50,6 +55,19 @@ class ProcessRank(Ranks):
         worker.recorder.names = self.members
         return self
 
+    def _transport(self, job: Job, rank: int, clock: Clock, patience: float) -> Processes:
+        pipelines = _pipelines(job)
+        groups = make_groups(job.program, pipelines, self.world)
+        if job.transport == "gloo":
+            return Processes(
+                job.program, rank, groups, device=job.device, timeout=patience, blocking=job.blocking
+            )  # fmt: skip
+        assert isinstance(clock, CudaWallClock)
+        return Nccl(
+            job.program, rank, groups, carriers=make_carriers(job.program, pipelines, self.world, job.device),
+            stamps=clock.stamps, device=job.device, timeout=patience, blocking=job.blocking,
+        )  # fmt: skip
+
     def warm_up(self, batch: Microbatches) -> None:
         """As on every machine; then all ranks set out together."""
         super().warm_up(batch)
@@ -63,11 +81,19 @@ class ProcessRank(Ranks):
             record = worker.run(batch)
         taken = self.transport.finish()
         if self.job.clock == "wall":
-            record.spans = [
-                span._replace(end=max(span.end, taken[span.action] - self._origin)) if span.lane == "send" else span
-                for span in record.spans
-            ]
+            record.spans = [self._as_measured(span, taken) for span in record.spans]
         return [record]
+
+    def _as_measured(self, span: Span, times: Times) -> Span:
+        """A message's span with the times of the transport, which are nearer to the wire than the worker's."""
+        if span.lane not in ("send", "recv"):
+            return span
+        assert isinstance(span.action, Action)
+        send = span.action if span.lane == "send" else self.job.program.peer(span.action)
+        start, end = times.get((span.lane, send), (None, span.start + self._origin))
+        if start is not None:
+            return span._replace(start=start - self._origin, end=end - self._origin)
+        return span._replace(end=max(span.end, end - self._origin))
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -75,7 +101,9 @@ class ProcessRank(Ranks):
 
     def _agree(self, loss: float) -> float:
         (worker,) = self.workers
-        worker.recorder.waiting("the end of the step", "its own", [r for r in range(len(self.members)) if r != worker.rank])
+        worker.recorder.waiting(
+            "the end of the step", "its own", [r for r in range(len(self.members)) if r != worker.rank]
+        )
         losses, self._origin = self.world.meet(loss)
         return losses[self.members[self.job.program.placement.rank_of[-1]]]
 
@@ -87,6 +115,15 @@ class ProcessRank(Ranks):
         for stage, state in enumerate(self.states):
             self.world.share(self.members[self.job.program.placement.rank_of[stage]], state)
         return [[everyone[member][step] for member in self.members] for step in range(len(self.history))]
+
+
+def _own_device(device: torch.device) -> torch.device:
+    """The processor, or this rank's own GPU; ranks share GPUs where they are fewer, which NCCL refuses."""
+    if device.type != "cuda":
+        return device
+    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(own)
+    return own
 
 
 def _pipelines(job: Job) -> list[tuple[int, ...]]:

@@ -65,9 +65,15 @@ class Ranks(ABC):
             stages, meter = _stages(job, rank, self.slices, randomness)
             self.workers.append(
                 Worker(
-                    rank, job.program, stages,
-                    transport=transport, clock=clock, meter=meter, link=job.link, blocking=job.blocking,
-                )  # fmt: skip
+                    rank,
+                    job.program,
+                    stages,
+                    transport=transport,
+                    clock=clock,
+                    meter=meter,
+                    link=job.link,
+                    blocking=job.blocking,
+                )
             )
         own = [[p for stage in worker.stages.values() for p in stage.layers.parameters()] for worker in self.workers]
         self.parameters = [parameter for parameters in own for parameter in parameters]

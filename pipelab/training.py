@@ -89,7 +89,7 @@ def train(
     mesh = mesh or Mesh(pp=schedule.ranks)
     _refuse_mesh(mesh, schedule)
     device = torch.device(device)
-    _refuse_machine(transport, device, comm, mesh)
+    _refuse_machine(transport, device, comm, mesh, clock, link)
     job = Job(
         model=model, program=lower(schedule), mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
         transport=transport, clock=clock or CLOCKS[transport], link=link, blocking=comm == "blocking", at=at,
@@ -158,6 +158,7 @@ def _train_rank(job: Job, batches: list[Batch]) -> Run | None:
     """One rank of `_launch`; the first brings the run home."""
     first = os.environ["RANK"] == "0"
     run = _train(job, batches, (lambda step, loss: post((step, loss))) if first else None)
+    job.model.cpu()  # the caller has no GPU in use, and gets none
     return run if first else None
 
 
@@ -173,13 +174,17 @@ def _refuse_mesh(mesh: Mesh, schedule: Schedule) -> None:
         raise ValueError(f"train runs pipelines only as yet: got dp={mesh.dp}, tp={mesh.tp}; leave both at 1")
 
 
-def _refuse_machine(transport: str, device: torch.device, comm: str, mesh: Mesh) -> None:
+def _refuse_machine(transport: str, device: torch.device, comm: str, mesh: Mesh, clock: str | None, link: Link) -> None:
     if transport not in CLOCKS:
         raise ValueError(f"transport {transport} is not there; it is one of {', '.join(CLOCKS)}")
     if comm not in COMMUNICATION:
         raise ValueError(f"comm is {' or '.join(map(repr, COMMUNICATION))}: got {comm!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device}: torch sees no CUDA device here; use device='cpu'")
+    if transport == "nccl" and clock == "virtual":
+        raise ValueError("transport nccl runs on the wall clock; use memory or gloo for virtual time")
+    if transport == "nccl" and link != Link():
+        raise ValueError("transport nccl has real links: leave latency and bandwidth out, or use memory or gloo")
     if transport == "nccl":
         here = int(os.environ.get("LOCAL_WORLD_SIZE", mesh.size)) if is_rank() else mesh.size
         gpus = torch.cuda.device_count()

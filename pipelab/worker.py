@@ -222,5 +222,5 @@ def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int) -> M
             f"step {step}: a batch of {len(inputs)} rows cannot be cut into {microbatches} micro-batches;"
             " give larger batches or ask for fewer micro-batches"
         )
-    pieces = (torch.tensor_split(tensor, microbatches) for tensor in (inputs, targets))
-    return Microbatches(step, *pieces, total=count_targets(targets))
+    inputs_of, targets_of = (torch.tensor_split(tensor, microbatches) for tensor in (inputs, targets))
+    return Microbatches(step, inputs_of, targets_of, count_targets(targets))

@@ -8,7 +8,8 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -53,7 +54,7 @@ class World:
         self.offset, self.residual = self._align()
 
     def group(self, ranks: Any, backend: str = "gloo", **options: Any) -> Any:
-        """A process group of these global ranks, given back with the world; every rank makes all groups, in one order."""
+        """A process group of these global ranks, given back with the world; every rank makes all, in one order."""
         group = dist.new_group(list(ranks), backend=backend, timeout=self.timeout, **options)
         if self.rank in ranks:
             self._groups.append(group)
@@ -110,11 +111,10 @@ class World:
         return offset, max(self.everybody(residual))
 
 
-class _others:  # noqa: N801 (reads as a word: with _others())
+@contextmanager
+def _others() -> Iterator[None]:
     """Within it, what gloo says of a lost connection becomes Aborted."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        if isinstance(error, RuntimeError):
-            raise Aborted("another rank has gone") from error
+    try:
+        yield
+    except RuntimeError as error:
+        raise Aborted("another rank has gone") from error

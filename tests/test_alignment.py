@@ -12,7 +12,9 @@ from pipelab.launcher import launch
 def test_the_offset_is_wrong_by_no_more_than_the_residual_however_the_ways_differ():
     ahead = 100.0
     ways = [(0.3, 0.9), (0.01, 0.05), (0.2, 0.2)]
-    readings = [Reading(10.0 * n, 10.0 * n + there + ahead, 10.0 * n + there + back) for n, (there, back) in enumerate(ways)]
+    readings = [
+        Reading(10.0 * n, 10.0 * n + there + ahead, 10.0 * n + there + back) for n, (there, back) in enumerate(ways)
+    ]
     offset, residual = offset_of(readings)
     assert residual == pytest.approx(0.03)
     assert abs(offset - ahead) <= residual + 1e-9

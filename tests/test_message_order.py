@@ -67,7 +67,9 @@ def test_micro_batches_taken_in_another_order_pass_by_tag_and_are_swapped_by_iss
     with pytest.raises(pl.ScheduleError) as caught:
         check_messages(lowered, "issue order")
     (reason,) = caught.value.reasons
-    assert reason.startswith("activations from rank 0 to rank 1: message 1 is sent as 0SEND_F0 and received as 0SEND_F1")
+    assert reason.startswith(
+        "activations from rank 0 to rank 1: message 1 is sent as 0SEND_F0 and received as 0SEND_F1"
+    )
 
 
 def test_looped_bfs_with_more_messages_than_receives_posted_needs_overlap():

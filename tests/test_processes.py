@@ -1,10 +1,7 @@
 """Ranks as processes: the same losses, parameters and memory as in one process, by the messages of gloo."""
 
-import copy
 import gc
 import os
-import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -17,7 +14,7 @@ from torch import Tensor, nn
 import pipelab as pl
 from pipelab.failure import RunError
 from pipelab.launcher import launch
-from pipelab.models import GPT, GPTConfig, build_model
+from pipelab.models import GPT, GPTConfig
 from pipelab.reference import train_uncut
 from pipelab.schedules import chunks_of
 from pipelab.training import train
@@ -91,7 +88,9 @@ def test_every_schedule_trains_over_processes_as_it_does_in_one(ranks):
 
 def test_variable_lengths_and_uneven_micro_batches_between_steps_are_exact():
     # Lengths grow and shrink, come again, and rows stop dividing by M: a stale row or a stale shape would show.
-    batches = [batch(rows, context, seed) for seed, (rows, context) in enumerate([(4, 5), (7, 2), (4, 3), (7, 2), (9, 5)])]
+    batches = [
+        batch(rows, context, seed) for seed, (rows, context) in enumerate([(4, 5), (7, 2), (4, 3), (7, 2), (9, 5)])
+    ]
     cases = [schedule_of(name, 2, 4) for name in ("gpipe", "1f1b", "interleaved", "zb-h1")]
     found = as_processes(train_all, [(gpt(), batches, schedule, {}) for schedule in cases], ranks=2)
     for schedule, (losses, parameters, *_) in zip(cases, found, strict=True):
@@ -150,7 +149,9 @@ def test_a_link_delays_messages_between_processes_as_it_does_in_one():
 def test_blocking_shows_in_virtual_time_as_the_sender_s_wait():
     def makespan(transport: str, comm: str) -> float:
         link = pl.Link(latency=0.25)
-        return float(train(gpt(), [batch()], pl.build("gpipe", 2, 4), transport=transport, comm=comm, link=link).trace.makespan)
+        return float(
+            train(gpt(), [batch()], pl.build("gpipe", 2, 4), transport=transport, comm=comm, link=link).trace.makespan
+        )
 
     for transport in ("memory", "gloo"):
         assert makespan(transport, "blocking") > makespan(transport, "overlapped") + 0.5
@@ -278,7 +279,9 @@ def test_no_thread_no_connection_and_no_file_is_left_by_a_run():
             train(gpt(), [batch()], pl.build("1f1b", 2, 4), transport="gloo")
             gc.collect()
             threads = [thread.name for thread in threading.enumerate() if "sends" in thread.name]
-            left.append((len(os.listdir("/proc/self/fd")), threads, glob.glob(f"{tempfile.gettempdir()}/pipelab-turn-*")))
+            left.append(
+                (len(os.listdir("/proc/self/fd")), threads, glob.glob(f"{tempfile.gettempdir()}/pipelab-turn-*"))
+            )
         return left
 
     first, *_, last = as_processes(count, ranks=2)

@@ -30,6 +30,11 @@ MOST_DIMS = 8
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 
 
+Times = dict[tuple[str, Action], tuple[float | None, float]]
+"""What a transport measured: for a lane ("send" or "recv") and a message, by its send: its start, if that is known, and
+its end, by `time.perf_counter`."""
+
+
 class Layout(NamedTuple):
     """Shape and dtype of a message."""
 
@@ -56,7 +61,7 @@ class Line:
         self.sends = sends
         self.name = name
         self.coming: deque[Action] = deque()
-        self.posted: dict[Action, tuple[Slot, Any]] = {}
+        self.posted: dict[Action, tuple[Any, Any]] = {}
 
 
 class Processes:
@@ -90,8 +95,8 @@ class Processes:
         self.layouts: dict[tuple[int, str, torch.Size], Layout] = {}
         self.shapes: list[torch.Size] = []
         self.known: set[torch.Size] = set()
-        self._free: dict[Layout, list[Slot]] = defaultdict(list)
-        self._sent_at: dict[Action, float] = {}
+        self._free: dict[Layout, list[Any]] = defaultdict(list)
+        self._times: Times = {}
         self._under_way: SimpleQueue[tuple[Any, Slot | None, Action] | threading.Event | None] = SimpleQueue()
         self._reaper = threading.Thread(target=self._reap, name=f"sends of rank {rank}", daemon=True)
         self._reaper.start()
@@ -103,7 +108,7 @@ class Processes:
         if shapes != self.shapes:
             self._free.clear()  # buffers of other shapes are not kept for ever
         self.shapes = shapes
-        self._sent_at = {}
+        self._times = {}
         for line in self.incoming:
             line.coming = deque(line.sends)
             self._post_ahead(line)
@@ -120,16 +125,7 @@ class Processes:
                 f"{step} carries {layout.dtype} {layout.shape}, and before, from inputs of the same shape,"
                 f" {announced.dtype} {announced.shape}; a stage's output may depend on its input's shape only"
             )
-        slot = self._take(layout)
-        slot.tensor.copy_(message.tensor)
-        slot.arrival[0] = message.arrival
-        work = self._issue(line.group.send, slot.bytes, line, 2 * self._number(step))
-        if self.blocking and announced is not None:
-            self._wait(work, step, line)
-            self._sent_at[step] = time.perf_counter()
-            self._free[layout].append(slot)
-        else:
-            self._under_way.put((work, slot, step))
+        self._hand_over(line, step, message, layout, wait=self.blocking and announced is not None)
 
     def receive(self, step: Action) -> Message:
         """Wait for the message of the send `step`. Raises Aborted, or TimeoutError naming the send."""
@@ -138,23 +134,18 @@ class Processes:
             line.coming.remove(step)
             self._post(line, step, self._expected(step) or self._announced(line, step))
         slot, work = line.posted.pop(step)
-        self._wait(work, step, line)
-        message = Message(
-            slot.tensor.to(self.device, copy=True),
-            float(slot.arrival[0]),
-            self.givers[step.stage, CARRIES[step.kind], step.microbatch],
-        )
+        tensor, arrival = self._collect(line, step, slot, work)
         self._free[slot.layout].append(slot)
         self._post_ahead(line)
-        return message
+        return Message(tensor, arrival, self.givers[step.stage, CARRIES[step.kind], step.microbatch])
 
-    def finish(self) -> dict[Action, float]:
-        """Wait until every message of the step has been taken; gives when, by `time.perf_counter`."""
+    def finish(self) -> Times:
+        """Wait until every message of the step has been taken; gives when that was."""
         taken = threading.Event()
         self._under_way.put(taken)
         if not taken.wait(self.timeout.total_seconds() + 1):
             raise TimeoutError(f"messages of rank {self.rank} were not taken within {self.timeout}")
-        return self._sent_at
+        return self._times
 
     def close(self) -> None:
         """End the thread that waits for sends; it may still be waiting for a receiver that failed."""
@@ -169,7 +160,28 @@ class Processes:
 
     def _post(self, line: Line, send: Action, layout: Layout) -> None:
         slot = self._take(layout)
-        line.posted[send] = slot, self._issue(line.group.recv, slot.bytes, line, 2 * self._number(send))
+        line.posted[send] = slot, self._start(line, send, slot)
+
+    def _hand_over(self, line: Line, step: Action, message: Message, layout: Layout, wait: bool) -> None:
+        """Gloo's way to send: from a buffer, which a thread waits for unless this rank is to wait itself."""
+        slot = self._take(layout)
+        slot.tensor.copy_(message.tensor)
+        slot.arrival[0] = message.arrival
+        work = self._issue(line.group.send, slot.bytes, line, 2 * self._number(step))
+        if wait:
+            self._wait(work, step, line)
+            self._taken(step, slot)
+        else:
+            self._under_way.put((work, slot, step))
+
+    def _start(self, line: Line, send: Action, slot: Any) -> Any:
+        """Gloo's way to post a receive."""
+        return self._issue(line.group.recv, slot.bytes, line, 2 * self._number(send))
+
+    def _collect(self, line: Line, send: Action, slot: Any, work: Any) -> tuple[Tensor, float]:
+        """Gloo's way to wait for what was posted: the tensor, in memory of its own, and when it arrived."""
+        self._wait(work, send, line)
+        return slot.tensor.to(self.device, copy=True), float(slot.arrival[0])
 
     def _expected(self, send: Action) -> Layout | None:
         """The layout of a message whose micro-batch had the same shape in an earlier step; both sides know the same."""
@@ -194,9 +206,17 @@ class Processes:
         self.layouts[send.stage, send.kind, self.shapes[send.microbatch]] = layout
         return layout
 
-    def _take(self, layout: Layout) -> Slot:
+    def _take(self, layout: Layout) -> Any:
         free = self._free[layout]
-        return free.pop() if free else Slot(layout)
+        return free.pop() if free else self._new_slot(layout)
+
+    def _new_slot(self, layout: Layout) -> Any:
+        return Slot(layout)
+
+    def _taken(self, send: Action, slot: Slot | None) -> None:
+        self._times["send", send] = None, time.perf_counter()
+        if slot is not None:
+            self._free[slot.layout].append(slot)
 
     def _number(self, send: Action) -> int:
         return send.stage * self.width + send.microbatch
@@ -229,9 +249,7 @@ class Processes:
                 work.wait(self.timeout)
             except RuntimeError:
                 continue  # a receiver that failed: whoever waits for a message of its knows, too
-            self._sent_at[step] = time.perf_counter()
-            if slot is not None:
-                self._free[slot.layout].append(slot)
+            self._taken(step, slot)
             del work, slot, item
 
 
