@@ -5,7 +5,7 @@ Read next: `virtual_ranks` (all ranks are threads of this process), `process_ran
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ from pipelab.action import W
 from pipelab.clock import Clock, undisturbed
 from pipelab.costs import Link
 from pipelab.failure import RunError
+from pipelab.feed import Reporter, Tell, nobody
 from pipelab.loss import Loss
 from pipelab.lower import Program
 from pipelab.memory import ActivationMeter
@@ -47,15 +48,20 @@ class Job:
     at: list[int] | None
     timeout: float
     watch: bool = False
+    fed: bool = False
+    """Whether somebody listens: then every rank tells what it does (see `feed`)."""
 
 
 class Ranks(ABC):
     """The ranks of a run that live in this process; a context, so that all they take is given back.
 
-    `history` has one list a step of the records of its ranks; `collect` gives those of all ranks.
+    `history` has one list a step of the records of its ranks; `collect` gives those of all ranks. Where the job is fed,
+    what the ranks do is told to `tell` while they do it.
     """
 
-    def __init__(self, job: Job, ranks: Iterable[int], transport: Transport, clocks: Iterable[Clock]) -> None:
+    def __init__(
+        self, job: Job, ranks: Iterable[int], transport: Transport, clocks: Iterable[Clock], tell: Tell = nobody
+    ) -> None:
         self.job = job
         self.history: list[list[Record]] = []
         self.slices = cut(job.model, job.program.schedule.stages, at=job.at)
@@ -80,9 +86,13 @@ class Ranks(ABC):
         self.optimizers = [job.optimizer(parameters) for parameters in own if parameters]
         self.resources = ExitStack()
         self.residual = 0.0
+        self.tell = tell
+        self.reporter = Reporter(self.workers, tell, early=job.clock == "virtual") if job.fed else None
 
     def __enter__(self) -> Self:
         self.resources.enter_context(undisturbed())
+        if self.reporter is not None:
+            self.resources.enter_context(self.reporter)
         for worker in self.workers:
             for stage in worker.stages.values():
                 self.resources.enter_context(stage.attached())
@@ -109,11 +119,13 @@ class Ranks(ABC):
 
     def step(self, batch: Microbatches) -> float:
         """Gradients of all micro-batches, then one step of every rank's optimizer; gives the loss."""
-        records = self._run(batch)
+        with self.reporter.step(batch.step) if self.reporter is not None else nullcontext():
+            records = self._run(batch)
         for optimizer in self.optimizers:
             optimizer.step()
         self.history.append(records)
         shares = {microbatch: share for record in records for microbatch, share in record.losses.items()}
+        self._share_news()
         return self._agree(sum(shares[microbatch] for microbatch in sorted(shares)))
 
     def _run(self, batch: Microbatches) -> list[Record]:
@@ -126,6 +138,10 @@ class Ranks(ABC):
             if found is not None:  # before an optimizer spreads it
                 raise RunError(str(found))
         return records
+
+    def _share_news(self) -> None:
+        """Bring what the ranks have told to the listener, where it does not get there by itself."""
+        return
 
     @abstractmethod
     def _execute(self, batch: Microbatches) -> list[Record]:

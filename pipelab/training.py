@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelab.costs import Link
+from pipelab.feed import Feed, InOrder, Listener, OfStep, Started, StepBegun, StepEnded, Tell
 from pipelab.launcher import launch, post
 from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import lower
@@ -60,6 +61,7 @@ def train(
     link: Link = Link(),  # noqa: B008 (a frozen value)
     at: list[int] | None = None,
     on_step: OnStep | None = None,
+    feed: Listener | None = None,
     timeout: float = 600.0,
     watch: bool = False,
 ) -> Run:
@@ -70,6 +72,8 @@ def train(
     with comm="blocking" a rank waits until each has arrived, "overlapped" goes on. A warm-up step before the first
     leaves no trace: parameters, buffers, generators and batches are as they were. With `watch` norms of activations and
     gradients are noted (`Run.norms`), and the first value that is not finite ends the run, with its layer's name.
+    `on_step(step, loss)` is called here after each step; `feed(event)`, in a thread of its own, is told spans, memory
+    and losses as they come, and can never hold the ranks up (see `pipelab.feed`).
 
     transport="memory" plays all ranks in this process. With "gloo" (CPU) or "nccl" (a GPU each) they are processes: in
     one that torchrun started, `train` runs its rank, and every rank calls it with the same arguments; otherwise it
@@ -93,16 +97,31 @@ def train(
     job = Job(
         model=model, program=lower(schedule), mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
         transport=transport, clock=clock or CLOCKS[transport], link=link, blocking=comm == "blocking", at=at,
-        timeout=timeout, watch=watch,
+        timeout=timeout, watch=watch, fed=feed is not None,
     )  # fmt: skip
     if transport in RULES:
         check_messages(job.program, RULES[transport], blocking=job.blocking)
-    if transport in RULES and not is_rank():
-        return _launch(job, list(itertools.islice(batches, steps)), on_step)
-    return _train(job, batches if steps is None else itertools.islice(batches, steps), on_step)
+    launches = transport in RULES and not is_rank()
+    batches = itertools.islice(batches, steps)
+    with Feed(feed if launches or _first(job) else None) as events:
+        events.put(Started(schedule, mesh, job.clock, transport))
+        if launches:
+            return _launch(job, list(batches), on_step, events)
+        return _train(job, batches, lambda event: _tell(event, events, on_step))
 
 
-def _train(job: Job, batches: Iterable[Batch], on_step: OnStep | None = None) -> Run:
+def _tell(event: OfStep, feed: Feed, on_step: OnStep | None) -> None:
+    feed.put(event)
+    if on_step is not None and isinstance(event, StepEnded):
+        on_step(event.step, event.loss)
+
+
+def _first(job: Job) -> bool:
+    """Whether this process is the one that tells of the run."""
+    return job.transport == "memory" or os.environ["RANK"] == "0"
+
+
+def _train(job: Job, batches: Iterable[Batch], tell: Tell) -> Run:
     """Train in this process, which plays all ranks or one of them."""
     batches = iter(batches)
     first = next(batches, None)
@@ -110,12 +129,15 @@ def _train(job: Job, batches: Iterable[Batch], on_step: OnStep | None = None) ->
         raise ValueError(NO_BATCH)
     losses = []
     machine = VirtualRanks if job.transport == "memory" else ProcessRank
-    with machine(job) as ranks:
+    with machine(job, tell) as ranks:
         ranks.warm_up(ranks.split(0, first))
         for step, batch in enumerate(itertools.chain([first], batches)):
-            losses.append(ranks.step(ranks.split(step, batch)))
-            if on_step is not None:
-                on_step(step, losses[-1])
+            microbatches = ranks.split(step, batch)
+            if _first(job):
+                tell(StepBegun(step))
+            losses.append(ranks.step(microbatches))
+            if _first(job):
+                tell(StepEnded(step, losses[-1], microbatches.total))
         records = ranks.collect()
         pids, residual = ranks.pids, ranks.residual
     schedule = job.program.schedule
@@ -130,24 +152,30 @@ def _train(job: Job, batches: Iterable[Batch], on_step: OnStep | None = None) ->
         memory=_memory(records, traces.index(typical)),
         model=job.model,
         pids=pids,
-        first=job.transport == "memory" or os.environ["RANK"] == "0",
+        first=_first(job),
         cores=_cores() if job.device.type == "cpu" else None,
         residual=residual,
         norms=tuple({a: norm for record in of_step for a, norm in record.norms.items()} for of_step in records),
     )
 
 
-def _launch(job: Job, batches: list[Batch], on_step: OnStep | None) -> Run:
+def _launch(job: Job, batches: list[Batch], on_step: OnStep | None, feed: Feed) -> Run:
     """Train in processes of this host, one a rank, and bring the trained model back into the caller's own."""
     cut(job.model, job.program.schedule.stages, at=job.at)  # refuses what does not fit before a process is started
     if not batches:
         raise ValueError(NO_BATCH)
     for step, batch in enumerate(batches):
         split_batch(step, batch, job.program.schedule.microbatches)
-    tell = None if on_step is None else lambda rank, done: on_step(*done)
-    run, *_ = launch(
-        _train_rank, job, batches, ranks=job.mesh.size, timeout=job.timeout, on_post=tell, preload=SLOW_IMPORTS
-    )
+    with InOrder(feed, job.mesh.size) as order:
+
+        def on_post(rank: int, numbered: tuple[int, OfStep]) -> None:
+            order.hear(rank, *numbered)
+            if on_step is not None and isinstance(numbered[1], StepEnded):
+                on_step(numbered[1].step, numbered[1].loss)
+
+        run, *_ = launch(
+            _train_rank, job, batches, ranks=job.mesh.size, timeout=job.timeout, on_post=on_post, preload=SLOW_IMPORTS
+        )
     with torch.no_grad():
         for ours, trained in zip(_values(job.model), _values(run.model), strict=True):
             ours.copy_(trained)
@@ -155,11 +183,16 @@ def _launch(job: Job, batches: list[Batch], on_step: OnStep | None) -> Run:
 
 
 def _train_rank(job: Job, batches: list[Batch]) -> Run | None:
-    """One rank of `_launch`; the first brings the run home."""
-    first = os.environ["RANK"] == "0"
-    run = _train(job, batches, (lambda step, loss: post((step, loss))) if first else None)
+    """One rank of `_launch`: what it tells is posted, with a number; the first brings the run home."""
+    numbers = itertools.count()
+
+    def tell(event: OfStep) -> None:
+        if job.fed or isinstance(event, StepEnded):
+            post((next(numbers), event))
+
+    run = _train(job, batches, tell)
     job.model.cpu()  # the caller has no GPU in use, and gets none
-    return run if first else None
+    return run if _first(job) else None
 
 
 def _values(model: nn.Module) -> list[Tensor]:
