@@ -119,8 +119,8 @@ class Feed:
         if self._listener is None:
             return
         what = "" if error is None else "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        self.put(Ended(what or type(error).__name__ if error else "", self.dropped))
         with self._changed:
+            self._events.append(Ended(what or type(error).__name__ if error else "", self.dropped))
             self._over = True
             self._changed.notify()
         self._thread.join(FAREWELL)
@@ -174,7 +174,7 @@ class InOrder:
         self._feed = feed
         self._heard = [-1] * ranks
         self._told = [-1] * ranks
-        self._step = 0
+        self._step, self._begun = 0, -1
         self._waiting: list[OfStep] = []
 
     def hear(self, rank: int, number: int, event: OfStep) -> None:
@@ -196,17 +196,22 @@ class InOrder:
             self._feed.put(event)
 
     def _pass_on(self) -> bool:
-        """Hand over what belongs to the step that goes on; gives whether that is its end."""
-        complete = min(self._told) >= self._step
-        ended = False
+        """Hand over what may be told by now; gives whether that ended the step that goes on."""
         waiting, self._waiting = sorted(self._waiting, key=_place), []
+        ended = False
         for event in waiting:
-            if event.step > self._step or (event.step == self._step and isinstance(event, StepEnded) and not complete):
-                self._waiting.append(event)
-            else:
+            if self._may_go(event):
                 self._feed.put(event)
-                ended = ended or (event.step == self._step and isinstance(event, StepEnded))
+                self._begun = max(self._begun, event.step if isinstance(event, StepBegun) else -1)
+                ended = ended or (isinstance(event, StepEnded) and event.step == self._step)
+            else:
+                self._waiting.append(event)
         return ended
+
+    def _may_go(self, event: OfStep) -> bool:
+        if event.step != self._step or isinstance(event, StepBegun):
+            return event.step <= self._step
+        return self._begun == self._step and (isinstance(event, Spans) or min(self._told) >= self._step)
 
 
 def _place(event: OfStep) -> tuple[int, int]:

@@ -38,7 +38,7 @@ class Live:
         self.held: tuple[int, ...] = ()
         self.peaks: tuple[int, ...] = ()
         self.targets = 0
-        self._spans: tuple[Span, ...] = ()
+        self._spans: dict[int, tuple[Span, ...]] = {}
 
     def __call__(self, event: Event) -> None:
         """Take an event, in the order of the feed."""
@@ -47,9 +47,9 @@ class Live:
                 self.started = event
                 self.held = self.peaks = (0,) * event.schedule.ranks
             case StepBegun():
-                self.step, self._spans = event.step, ()
+                self.step, self._spans = event.step, {}
             case Spans():
-                self._spans += event.spans
+                self._spans = self._spans | {event.rank: self._spans.get(event.rank, ()) + event.spans}
                 self._count(event.rank, [held for _, held in event.memory])
             case StepEnded():
                 self.losses.append(event.loss)
@@ -68,8 +68,9 @@ class Live:
         """The trace of the step that goes on, or went on last, as far as it is known."""
         if self.started is None:
             return None
-        schedule = self.started.schedule
-        return Trace(schedule.name, self.started.clock, schedule.placement.chunks_per_rank(), self._spans)
+        schedule, spans = self.started.schedule, self._spans
+        in_order = tuple(span for rank in sorted(spans) for span in spans[rank])
+        return Trace(schedule.name, self.started.clock, schedule.placement.chunks_per_rank(), in_order)
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -14,6 +14,7 @@ from pipelab.live import Live
 from pipelab.mesh import Mesh
 from pipelab.models import build_model
 from pipelab.show.live import LiveText, picture
+from pipelab.show.text import rank_lines
 
 
 def train(listener, steps: int = 2, **options):
@@ -57,9 +58,10 @@ def test_a_step_that_goes_on_keeps_the_scale_of_the_last_whole_one():
         if step == 0:
             live(StepEnded(0, 1.0, 8))
     first, growing = picture(live, 80, 24)[1:3]
-    whole = pl.show.text.timeline_text(live.trace, 79).splitlines()
-    assert first.startswith("rank 0  F0") and first.rstrip("·") and whole[0].startswith(first.rstrip("·"))
-    assert len(growing) == len(first)
+    whole = rank_lines(live.trace, 79, live.trace.makespan)
+    bars = [line.rstrip("·") for line in (first, growing)]
+    assert len(bars[0]) < len(whole[0]) == len(first)
+    assert all(before.startswith(bar) for before, bar in zip(whole, bars, strict=True))
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (24, 6), (10, 2), (300, 4)])
