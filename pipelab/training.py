@@ -130,7 +130,7 @@ def _train(job: Job, batches: Iterable[Batch], on_step: OnStep | None = None) ->
         memory=_memory(records, traces.index(typical)),
         model=job.model,
         pids=pids,
-        first=job.transport == "memory" or os.environ["RANK"] == "0",
+        first=not is_rank() or os.environ["RANK"] == "0",
         cores=_cores() if job.device.type == "cpu" else None,
         residual=residual,
         norms=tuple({a: norm for record in of_step for a, norm in record.norms.items()} for of_step in records),
