@@ -13,7 +13,7 @@ help:
 	@echo "make run     run every lab without a browser; reports go to runs/"
 	@echo "make test    run the whole test suite, labs included"
 	@echo "make check   check format, lint and types"
-	@echo "make bench   compare our simulator with PyTorch's"
+	@echo "make bench   measure pipelab beside its peers"
 	@echo "make clean   remove .venv, runs/ and caches"
 
 lab run test check bench:

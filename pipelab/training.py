@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelab.costs import Link
-from pipelab.feed import Feed, InOrder, Listener, OfStep, Started, StepBegun, StepEnded, Tell
+from pipelab.feed import Feed, InOrder, Listener, OfStep, Spans, Started, StepBegun, StepEnded, Tell
 from pipelab.launcher import launch, post
 from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import lower
@@ -103,7 +103,7 @@ def train(
         check_messages(job.program, RULES[transport], blocking=job.blocking)
     launches = transport in RULES and not is_rank()
     batches = itertools.islice(batches, steps)
-    with Feed(feed if launches or _first(job) else None) as events:
+    with Feed(feed if _is_first() else None) as events:
         events.put(Started(schedule, mesh, job.clock, transport))
         if launches:
             return _launch(job, list(batches), on_step, events)
@@ -116,9 +116,9 @@ def _tell(event: OfStep, feed: Feed, on_step: OnStep | None) -> None:
         on_step(event.step, event.loss)
 
 
-def _first(job: Job) -> bool:
+def _is_first() -> bool:
     """Whether this process is the one that tells of the run."""
-    return job.transport == "memory" or os.environ["RANK"] == "0"
+    return not is_rank() or os.environ["RANK"] == "0"
 
 
 def _train(job: Job, batches: Iterable[Batch], tell: Tell) -> Run:
@@ -133,11 +133,9 @@ def _train(job: Job, batches: Iterable[Batch], tell: Tell) -> Run:
         ranks.warm_up(ranks.split(0, first))
         for step, batch in enumerate(itertools.chain([first], batches)):
             microbatches = ranks.split(step, batch)
-            if _first(job):
-                tell(StepBegun(step))
+            tell(StepBegun(step))
             losses.append(ranks.step(microbatches))
-            if _first(job):
-                tell(StepEnded(step, losses[-1], microbatches.total))
+            tell(StepEnded(step, losses[-1], microbatches.total))
         records = ranks.collect()
         pids, residual = ranks.pids, ranks.residual
     schedule = job.program.schedule
@@ -152,7 +150,7 @@ def _train(job: Job, batches: Iterable[Batch], tell: Tell) -> Run:
         memory=_memory(records, traces.index(typical)),
         model=job.model,
         pids=pids,
-        first=_first(job),
+        first=_is_first(),
         cores=_cores() if job.device.type == "cpu" else None,
         residual=residual,
         norms=tuple({a: norm for record in of_step for a, norm in record.norms.items()} for of_step in records),
@@ -184,15 +182,15 @@ def _launch(job: Job, batches: list[Batch], on_step: OnStep | None, feed: Feed) 
 
 def _train_rank(job: Job, batches: list[Batch]) -> Run | None:
     """One rank of `_launch`: what it tells is posted, with a number; the first brings the run home."""
-    numbers = itertools.count()
+    numbers, first = itertools.count(), _is_first()
 
     def tell(event: OfStep) -> None:
-        if job.fed or isinstance(event, StepEnded):
+        if isinstance(event, Spans) or (first and (job.fed or isinstance(event, StepEnded))):
             post((next(numbers), event))
 
     run = _train(job, batches, tell)
     job.model.cpu()  # the caller has no GPU in use, and gets none
-    return run if _first(job) else None
+    return run if first else None
 
 
 def _values(model: nn.Module) -> list[Tensor]:

@@ -96,7 +96,7 @@ def test_lab_01_holds_with_other_parameters(tmp_path, parameters):
     assert result.ok, result.error
 
 
-@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06"])
+@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06", "11"])
 def test_the_other_labs_hold_with_two_ranks_and_an_odd_number_of_micro_batches(tmp_path, number):
     lab = find_labs(number)[0]
     result = run_lab(lab, tmp_path / lab.name, {"ranks": 2, "microbatches": 5, "model": "tiny", "steps": 1})
@@ -246,3 +246,8 @@ WARMUPS = [([3, 2, 1, 0], 0), ([4, 3, 2, 0], 1), ([5, 4, 2, 0], 1), ([6, 4, 2, 0
 @pytest.mark.parametrize(("warmup", "reached"), WARMUPS)
 def test_exercise_05_begins_unsolved_and_can_be_solved(warmup, reached):
     assert said("05", ["imports", "my-warmup", "my-check"], my_warmup=warmup).count("reached") == reached
+
+
+@pytest.mark.parametrize(("places", "reached"), [([3, 6], 1), ([2, 6], 2), ([1, 4], 0), ([2, 5], 1)])
+def test_exercise_11_begins_unsolved_and_can_be_solved(places, reached):
+    assert said("11", ["my-places", "my-check"], my_places=places).count("reached") == reached

@@ -1,7 +1,11 @@
 """Ranks as processes: the same losses, parameters and memory as in one process, by the messages of gloo."""
 
 import gc
+import json
 import os
+import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -231,6 +235,29 @@ def test_a_rank_that_fails_is_named_with_its_action_and_the_others_are_not_blame
     assert time.monotonic() - began < 30
 
 
+class Dies(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return x
+
+
+class Sleeps(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(30)
+        return x
+
+
+def test_a_rank_that_is_killed_and_one_that_hangs_are_named_with_what_they_did():
+    given = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
+    for layer, sentence in (
+        (Dies(), r"rank 1 \(pid \d+\) was killed by signal 9 while running 1F0"),
+        (Sleeps(), r"rank 1 \(pid \d+\) gave no sign of life for 3 s while running 1F0"),
+    ):
+        model = nn.Sequential(nn.Linear(2, 2), layer, nn.Linear(2, 2))
+        with pytest.raises(RunError, match=sentence):
+            train(model, [given], pl.build("1f1b", 3, 4), transport="gloo", timeout=3)
+
+
 def test_an_output_whose_shape_does_not_follow_from_the_input_s_is_refused_and_never_misread():
     model = nn.Sequential(Grows(), nn.Identity())
     given = torch.ones(2, 3), torch.zeros(2, 3)
@@ -239,6 +266,63 @@ def test_an_output_whose_shape_does_not_follow_from_the_input_s_is_refused_and_n
 
 
 # ---- buffers
+
+
+def exchange(messages):
+    """Within a rank: send tensors from rank 0 to rank 1 as activations, spoil each at once; what rank 1 received."""
+    from pipelab.transport import Message
+    from pipelab.transport.processes import Processes, make_groups
+    from pipelab.world import World
+
+    program = pl.lower(pl.build("gpipe", 2, len(messages)))
+    world = World(2, timeout=20)
+    transport = Processes(
+        program,
+        world.rank,
+        make_groups(program, [(0, 1)], world),
+        device=torch.device("cpu"),
+        timeout=20,
+        blocking=False,
+    )
+    received = []
+    for _ in range(3):  # the first step announces layouts, the later ones post ahead
+        transport.begin([torch.empty(0)] * len(messages))
+        for number, tensor in enumerate(messages):
+            send = pl.Action(0, "SEND_F", number)
+            if world.rank == 0:
+                own = tensor.clone(memory_format=torch.preserve_format)
+                transport.send(send, Message(own, 0.5 + number, pl.Action(0, "F", number)))
+                own.zero_()
+            else:
+                message = transport.receive(send)
+                assert (message.arrival, message.giver) == (0.5 + number, pl.Action(0, "F", number))
+                received.append(message.tensor)
+        transport.finish()
+    transport.close()
+    world.close()
+    return received
+
+
+def test_what_is_sent_arrives_though_its_memory_is_used_again_at_once_and_though_it_is_a_view():
+    same = torch.arange(12.0).view(3, 4)
+    for tensors in (
+        [same, same + 1, same + 2, same + 3],
+        [same.t()] * 3,
+        [torch.zeros(0, 4)] * 3,
+        [torch.tensor(2.0)] * 3,
+    ):
+        _, received = launch(exchange, tensors, ranks=2, timeout=60, preload=["pipelab.training"])
+        assert len(received) == 3 * len(tensors)
+        for got, sent in zip(received, tensors * 3, strict=True):
+            assert got.shape == sent.shape and torch.equal(got, sent)
+            assert got.is_contiguous()
+
+
+def test_bfloat16_and_complex_messages_arrive_bit_by_bit():
+    for dtype in (torch.bfloat16, torch.float16, torch.complex128):
+        tensor = torch.randn(5, 3).to(dtype)
+        _, received = launch(exchange, [tensor] * 3, ranks=2, timeout=60, preload=["pipelab.training"])
+        assert all(got.dtype == dtype and torch.equal(got, tensor) for got in received)
 
 
 def test_receives_are_posted_two_ahead_and_buffers_are_used_again():
@@ -287,3 +371,42 @@ def test_no_thread_no_connection_and_no_file_is_left_by_a_run():
     first, *_, last = as_processes(count, ranks=2)
     assert first == last
     assert last[1:] == ([], [])
+
+
+# ---- from a shell
+
+
+def torchrun(folder: Path, *arguments: object, options: tuple[str, ...]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", *options, "-m", "pipelab", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, **pipes)
+
+
+def test_two_torchruns_as_if_on_two_hosts_make_one_pipeline_that_prints_once(tmp_path):
+    with socket.create_server(("localhost", 0)) as probe:
+        port = probe.getsockname()[1]
+    hosts = [
+        torchrun(
+            tmp_path,
+            *("train", "--schedule", "zb-h1", "--pp", 2, "--microbatches", 4, "--steps", 2, "--model", "tiny"),
+            *("--rows", 1, "--data", "arithmetic", "--transport", "gloo", "--check", "--json"),
+            options=(
+                *("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "one"),
+                *("--rdzv-endpoint", f"localhost:{port}", "--local-addr", "localhost"),
+            ),
+        )
+        for _ in range(2)
+    ]
+    try:
+        answers = [host.communicate(timeout=120) for host in hosts]
+    finally:
+        for host in hosts:
+            host.kill()
+    assert [host.returncode for host in hosts] == [0, 0], answers
+    (printed,) = [out for out, _ in answers if out]
+    figures = json.loads(printed)
+    assert figures["max_parameter_difference"] == 0
+    assert len(set(figures["pids"])) == 2
+    assert len(figures["losses"]) == 2
+    assert not list(tmp_path.iterdir())

@@ -50,7 +50,7 @@ def job_commands(job, arguments):
         "run": [["pipelab", "labs", "--html", "--out", "runs"]],
         "test": [["pytest"] + doctests + notebooks + tested],  # one run, so that its last line counts everything
         "check": [["ruff", "format", "--check"], ["ruff", "check"], ["mypy"]],
-        "bench": [["pipelab", "bench", "simulate"]],
+        "bench": [["pipelab", "bench", what] for what in ("simulate", "runtime", "split", "recorder", "launch")],
         "setup": [],
     }.get(job)
     if commands is None:

@@ -61,11 +61,12 @@ class Server:
         socket.send_fds(self._socket, [b"+"], descriptors)
 
     def load(self, modules: Sequence[str]) -> None:
-        """Have it import modules once, so that its ranks find them loaded."""
+        """Have it import modules once, so that its ranks find them loaded; returns when it has."""
         if news := [name for name in modules if name not in self._loaded]:
-            self._loaded.update(news)
             names = ",".join(news).encode()
             self._socket.sendall(b"=" + LENGTH.pack(len(names)) + names)
+            self._socket.recv(1)
+            self._loaded.update(news)
 
     def close(self) -> None:
         """End it, and with it every rank that is left."""
@@ -130,6 +131,7 @@ class _Forks:
             with contextlib.suppress(ImportError):  # the rank that needs it will say so
                 importlib.import_module(name)
         gc.freeze()
+        self._requests.sendall(b"=")
 
     def _fork(self, descriptors: list[int]) -> None:
         control, *rest = descriptors

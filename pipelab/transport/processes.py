@@ -186,7 +186,7 @@ class Processes:
     def _expected(self, send: Action) -> Layout | None:
         """The layout of a message whose micro-batch had the same shape in an earlier step; both sides know the same."""
         shape = self.shapes[send.microbatch]
-        return self.layouts[send.stage, send.kind, shape] if shape in self.known else None
+        return self.layouts.get((send.stage, send.kind, shape)) if shape in self.known else None
 
     def _announce(self, line: Line, send: Action, layout: Layout) -> None:
         if layout.dtype not in DTYPES or len(layout.shape) > MOST_DIMS:
