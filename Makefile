@@ -5,7 +5,7 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help lab run test check bench clean
+.PHONY: help lab run test check bench soak clean
 .NOTPARALLEL:
 
 help:
@@ -14,9 +14,10 @@ help:
 	@echo "make test    run the whole test suite, labs included"
 	@echo "make check   check format, lint and types"
 	@echo "make bench   measure pipelab beside its peers"
+	@echo "make soak    launch 200 times, with kills at random; is anything left?"
 	@echo "make clean   remove .venv, runs/ and caches"
 
-lab run test check bench:
+lab run test check bench soak:
 	@$(PYTHON) tools/bootstrap.py $@ -- $(ARGS)
 
 clean:

@@ -76,7 +76,12 @@ class _Line:
             self._watch.start()
             store.set(KEY, f"{listening.getsockname()[1]} {password}")
         there, password = store.get(KEY).decode().split()
-        self._socket = socket.create_connection(("localhost" if rank == 0 else address, int(there)))
+        try:
+            self._socket = socket.create_connection(("localhost" if rank == 0 else address, int(there)), timeout)
+        except OSError as error:
+            what = f"rank {rank} cannot reach rank 0 at {address}, port {there}: {error}"
+            raise RunError(f"{what}; either rank 0 has ended, or a firewall closes its ports") from error
+        self._socket.settimeout(None)
         self._say(password=password, rank=rank, pid=self._me.pid, host=self._me.host)
         for work in (self._listen, self._beat):
             threading.Thread(target=work, name="alarm", daemon=True).start()

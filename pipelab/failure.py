@@ -7,7 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelab.flight_recorder import FINISHED, WAITING, Note
 from pipelab.wait_for import Graph, cycle, holding_up, wait_for_graph
@@ -197,7 +197,7 @@ def _end(fate: Fate) -> str:
     if fate.error:
         return f"raised {fate.error} {while_doing}: {fate.message}"
     if fate.vanished:
-        return f"ended without a word {while_doing}"
+        return f"ended without a word, last seen {_doing(fate)}{fate.place}"
     if fate.killed:
         return f"was killed by signal {-(fate.exit_code or 0)} {while_doing}"
     return f"left early, with exit status {fate.exit_code}, {while_doing}"
@@ -211,6 +211,8 @@ def _doing(fate: Fate) -> str:
 
 
 def _waiting(note: Note) -> str:
+    if note.awaited == note.action:
+        return f"waiting at {note.action} for {_ranks(note.peers)}"
     awaited = f" for {note.awaited}" if note.awaited else f" at {note.action}"
     return f"waiting{awaited}" + (f" of {_ranks(note.peers)}" if note.peers else "")
 
@@ -219,7 +221,7 @@ def _state(fate: Fate, now: float) -> str:
     if fate.returned or (fate.last is not None and fate.last.state == FINISHED):
         return "had returned"
     since = "" if fate.last is None else f", for {max(0.0, now - fate.last.time):.1f} s"
-    return f"{_end(fate)}{since}" if fate.failed else f"{_doing(fate)}{since}"
+    return f"{_end(replace(fate, host=''))}{since}" if fate.failed else f"{_doing(fate)}{since}"
 
 
 def _state_order(fate: Fate) -> float:

@@ -66,6 +66,10 @@ class FlightRecorder:
         named = array("H", (peers if self.names is None else [self.names[peer] for peer in peers])[:MOST_PEERS])
         self._write(1, str(action).encode(), str(awaited).encode(), named.tobytes(), len(named))
 
+    def meeting(self, action: object, peers: Sequence[int]) -> None:
+        """Note that at `action`, such as a collective, the rank waits until the ranks `peers` have come to it too."""
+        self.waiting(action, action, peers)
+
     def finished(self) -> None:
         """Note that the rank has nothing left to do."""
         self._write(2, b"", b"", b"", 0)

@@ -12,23 +12,35 @@ from pathlib import Path
 import pytest
 
 from pipelab.alarm import watched
-from pipelab.failure import RunError
 from pipelab.launcher import launch
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def on_their_own(part):
-    """A function for `launch` in which ranks do `part(rank, recorder)` as if nobody had launched them."""
+def on_their_own(part, ranks):
+    """Do `part(rank, recorder)` in processes whose parent only waits; gives their exit codes by rank."""
 
-    def rank():
+    def parent():
         import pipelab.launcher.rank
 
         pipelab.launcher.rank._link = None
-        with watched(timeout=1.0) as recorder:
-            return part(int(os.environ["RANK"]), recorder)
+        os.environ["WORLD_SIZE"] = str(ranks)
+        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in [start(rank) for rank in range(ranks)]]
 
-    return rank
+    def start(rank):
+        child = os.fork()
+        if child == 0:
+            os.environ["RANK"] = str(rank)
+            code = 1
+            try:
+                with watched(timeout=2.0) as recorder:
+                    part(rank, recorder)
+                code = 0
+            finally:
+                os._exit(code)
+        return child
+
+    return launch(parent, ranks=1)[0]
 
 
 def wait_for_rank_1(rank, recorder):
@@ -46,11 +58,7 @@ def functions_of_this_file_travel_by_value():
 
 
 def test_ranks_that_do_well_leave_one_by_one():
-    def part(rank, recorder):
-        time.sleep(0.1 * rank)
-        return rank
-
-    assert launch(on_their_own(part), ranks=3) == [0, 1, 2]
+    assert on_their_own(lambda rank, recorder: time.sleep(0.1 * rank), ranks=3) == [0, 0, 0]
 
 
 def test_under_launch_the_caller_watches():
@@ -72,38 +80,42 @@ def die(rank, recorder):
 
 
 @pytest.mark.parametrize(
-    ("failing", "guilty", "said"),
+    ("failing", "said", "code"),
     [
-        (refuse, 1, "raised ValueError while running 1F5 on host .*: boom"),
-        (die, 1, "ended without a word while running 1F5"),
-        (lambda rank, recorder: time.sleep(60), 1, "gave no sign of life for 1 s while running 1F5"),
+        (refuse, "raised ValueError while running 1F5 on host .*: boom", 1),
+        (die, "ended without a word, last seen running 1F5", -signal.SIGKILL),
+        (lambda rank, recorder: time.sleep(60), "gave no sign of life for 2 s while running 1F5", 1),
     ],
     ids=["raises", "dies", "hangs"],
 )
-def test_all_ranks_end_and_name_the_one_that_failed(capfd, failing, guilty, said):
+def test_all_ranks_end_and_name_the_one_that_failed(capfd, failing, said, code):
     def part(rank, recorder):
         recorder.running(f"{rank}F5")
-        if rank == guilty:
+        if rank == 1:
             time.sleep(0.7)  # a beat
             failing(rank, recorder)
         wait_for_rank_1(rank, recorder)
 
-    with pytest.raises(RunError):
-        launch(on_their_own(part), ranks=3)
+    assert on_their_own(part, ranks=3) == [1, code, 1]
     printed = capfd.readouterr().err
     assert re.search(rf"^\[rank 0\] rank 1 \(pid \d+\) {said}", printed, re.M)
     assert re.search(r"^\[rank 0\]   rank 2: waiting for 1SEND_F5 of rank 1, for \d", printed, re.M)
+    assert re.search(rf"rank 2 \(pid \d+\) on host \S+ ends: rank 1 \(pid \d+\) {said}", printed)
 
 
 def test_when_rank_0_dies_the_others_end_too(capfd):
     def part(rank, recorder):
+        from torch.distributed import TCPStore
+
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
         if rank == 0:
-            time.sleep(0.1)
+            store.wait(["rank 1 is there"])
             os._exit(5)
+        store.set("rank 1 is there", "yes")
         time.sleep(60)
 
-    with pytest.raises(RunError, match=r"rank 0 .* left early, with exit status 5"):
-        launch(on_their_own(part), ranks=2)
+    assert on_their_own(part, ranks=2) == [5, 1]
+    assert "ends: rank 0 ended without a word" in capfd.readouterr().err
 
 
 SCRIPT = """
@@ -138,5 +150,5 @@ def test_over_two_launchers_of_torchrun_the_survivor_names_the_dead_and_ends(tmp
     ]  # fmt: skip
     said = [host.communicate(timeout=120)[1] for host in hosts]
     assert all(host.returncode for host in hosts)
-    assert re.search(r"^rank 1 \(pid \d+\) ended without a word while ", said[0], re.M)
+    assert re.search(r"^rank 1 \(pid \d+\) ended without a word, last seen ", said[0], re.M)
     assert re.search(r"^rank 0 \(pid \d+\) on host \S+ ends: rank 1 \(pid \d+\) ended without a word", said[0], re.M)

@@ -65,6 +65,11 @@ def test_the_report_has_the_others_the_last_actions_and_the_last_lines():
     ]
 
 
+def test_who_stands_at_a_collective_is_told_with_whom_it_waits_for():
+    notes = [Note(1.0, "waiting", "REDUCE", "REDUCE", (0, 2))]
+    assert describe([Fate(1, notes=notes)], now=2.0) == "  rank 1: waiting at REDUCE for ranks 0, 2, for 1.0 s"
+
+
 def test_a_hang_is_the_fault_of_who_does_not_wait():
     waits = [Note(1.0, "waiting", "0RECV_B0", "1SEND_B0", (1,))]
     error = hang([Fate(0, notes=waits), Fate(1, notes=[Note(1.0, "running", "1F0")])], 60.0)

@@ -12,14 +12,16 @@ def test_notes_come_back_as_they_were_written():
     assert recorder.last is None and recorder.notes() == []
     recorder.running(parse_element("2F5+3B1"))
     recorder.waiting(Action(2, "RECV_F", 5), Action(1, "SEND_F", 5), [1])
+    recorder.meeting("REDUCE", [0, 2])
     recorder.finished()
     assert [note[1:] for note in recorder.notes()] == [
         ("running", "2F5+3B1", "", ()),
         ("waiting", "2RECV_F5", "1SEND_F5", (1,)),
+        ("waiting", "REDUCE", "REDUCE", (0, 2)),
         ("finished", "", "", ()),
     ]
     times = [note.time for note in recorder.notes()]
-    assert times == sorted(times) and recorder.count == 3
+    assert times == sorted(times) and recorder.count == 4
 
 
 def test_the_ring_keeps_the_last_notes_and_counts_all():

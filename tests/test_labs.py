@@ -109,6 +109,13 @@ def test_lab_07_holds_with_two_ranks_and_an_odd_number_of_micro_batches(tmp_path
     assert result.ok, result.error
 
 
+@pytest.mark.parametrize("parameters", [{"ranks": 2, "most": 1}, {"ranks": 3, "most": 2}], ids=["two ranks", "three"])
+def test_lab_10_holds_with_other_parameters(tmp_path, parameters):
+    lab = find_labs("10")[0]
+    result = run_lab(lab, tmp_path / lab.name, parameters)
+    assert result.ok, result.error
+
+
 def test_a_check_that_fails_is_reported(tmp_path):
     """Or a green run would mean nothing."""
     notebook = json.loads(find_labs("01")[0].read_text(encoding="utf-8"))
@@ -246,6 +253,17 @@ WARMUPS = [([3, 2, 1, 0], 0), ([4, 3, 2, 0], 1), ([5, 4, 2, 0], 1), ([6, 4, 2, 0
 @pytest.mark.parametrize(("warmup", "reached"), WARMUPS)
 def test_exercise_05_begins_unsolved_and_can_be_solved(warmup, reached):
     assert said("05", ["imports", "my-warmup", "my-check"], my_warmup=warmup).count("reached") == reached
+
+
+@pytest.mark.parametrize(
+    ("first", "reached"),
+    [(["receive"] * 3, 0), (["send"] * 3, 0), (["receive", "send", "receive"], 1)],
+    ids=["all receive", "all send", "one sends"],
+)
+def test_exercise_10_begins_unsolved_and_can_be_solved(first, reached):
+    cells = ["imports", "my-ring", "my-first", "my-check"]
+    printed = said("10", cells, my_first=first)
+    assert printed.count("reached") == reached and printed.count("deadlock: rank 0") == 1 - reached
 
 
 @pytest.mark.parametrize(("places", "reached"), [([3, 6], 1), ([2, 6], 2), ([1, 4], 0), ([2, 5], 1)])

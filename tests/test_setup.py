@@ -232,7 +232,7 @@ def test_environment_yml_names_the_packages_and_bounds_of_pyproject():
 def test_makefile_offers_each_job():
     text = (ROOT / "Makefile").read_text()
     jobs = re.search(r"^([\w ]+):\n\t@\$\(PYTHON\) tools/bootstrap.py \$@", text, re.MULTILINE)[1].split()
-    assert jobs == ["lab", "run", "test", "check", "bench"]
+    assert jobs == ["lab", "run", "test", "check", "bench", "soak"]
     for job in jobs:
         assert f'"make {job} ' in text and bootstrap.job_commands(job, [])
 

@@ -1,4 +1,4 @@
-"""Set pipelab up, then do a job:  python3 tools/bootstrap.py lab|run|test|check|bench|setup [-- arguments]
+"""Set pipelab up, then do a job:  python3 tools/bootstrap.py lab|run|test|check|bench|soak|setup [-- arguments]
 
 A fresh machine needs Python 3.11 and nothing else. Everything lands in .venv (see install.py); a later call
 finds it ready and starts the job at once. This file must parse on any Python: an old one says what is wrong.
@@ -44,6 +44,8 @@ def job_commands(job, arguments):
     """What a job runs, each with the Python of .venv; None for a job that does not exist."""
     tested = [name for name in ("tests", "labs", "pipelab", "README.md") if (install.ROOT / name).exists()]
     doctests = ["--doctest-modules", "--doctest-glob=README.md"]
+    if job == "soak":
+        return [[str(install.PYTHON), str(install.ROOT / "tools" / "soak.py")] + arguments]
     notebooks = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=180"]
     commands = {
         "lab": [["jupyterlab", "labs"]],

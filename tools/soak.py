@@ -3,7 +3,7 @@
     python tools/soak.py [launches] [seed]
 
 Prints a line a launch and a summary; ends with status 1 at the first fault: a wrong culprit, a process that lives on, a
-port that still answers, a new file in /dev/shm or the temporary folder, a descriptor or thread more than before.
+port that still answers, a new file in /dev/shm or a temporary folder, a descriptor or thread more than before.
 """
 
 import collections
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from pipelab.failure import RunError
@@ -89,6 +89,8 @@ def one_launch(chance: random.Random) -> tuple[str, float]:
     seconds = time.perf_counter() - begin
     for *pids, port in seen:
         assert all(map(has_gone, pids)), f"after {how}, one of {pids} lives on"
+        shared = [name for name in shared_memory() if any(str(pid) in name for pid in pids)]
+        assert not shared, f"after {how}, shared memory is left: {shared}"
         with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port), timeout=5):
             raise AssertionError(f"after {how}, port {port} still answers")
     return how, seconds
@@ -105,28 +107,49 @@ def has_gone(pid: int) -> bool:
     return False
 
 
+def shared_memory() -> list[str]:
+    """The names in /dev/shm; torch puts the process into its own."""
+    return os.listdir("/dev/shm") if os.path.isdir("/dev/shm") else []
+
+
 def belongings() -> dict[str, Any]:
-    """What this process and its launches hold: descriptors, threads, files."""
+    """What this process and its launches hold: descriptors, threads, temporary files."""
     gc.collect()
     return {
         "descriptors": len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0,
         "threads": threading.active_count(),
-        "shared memory": sorted(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else [],
-        "files": sorted(path.name for path in Path(tempfile.gettempdir()).glob("pipelab*")),
+        "files": sorted(os.listdir(tempfile.gettempdir())),
     }
+
+
+@contextlib.contextmanager
+def own_temporary_folder() -> Iterator[None]:
+    """Here and in the ranks, so that what others leave is not taken for ours."""
+    before = os.environ.get("TMPDIR")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TMPDIR"], tempfile.tempdir = folder, None
+        try:
+            yield
+        finally:
+            tempfile.tempdir = None
+            if before is None:
+                del os.environ["TMPDIR"]
+            else:
+                os.environ["TMPDIR"] = before
 
 
 def soak(launches: int, seed: int) -> dict[str, Any]:
     """Many launches; gives how often each fate was met and the seconds. Raises AssertionError at the first fault."""
     chance, fates, seconds = random.Random(seed), collections.Counter[str](), []
-    launch(os.getpid, ranks=2)
-    before = belongings()
-    for number in range(launches):
-        how, took = one_launch(chance)
-        assert belongings() == before, f"launch {number} ({how}) has left something: {before} -> {belongings()}"
-        fates[how] += 1
-        seconds.append(took)
-        print(f"{number + 1:>4} of {launches}  {how:<10} {took:.2f} s", file=sys.stderr)
+    with own_temporary_folder():
+        launch(os.getpid, ranks=2)
+        before = belongings()
+        for number in range(launches):
+            how, took = one_launch(chance)
+            assert belongings() == before, f"launch {number} ({how}) has left something: {before} -> {belongings()}"
+            fates[how] += 1
+            seconds.append(took)
+            print(f"{number + 1:>4} of {launches}  {how:<10} {took:.2f} s", file=sys.stderr)
     return {"launches": launches, "fates": dict(fates), "median": statistics.median(seconds), "longest": max(seconds)}
 
 

@@ -22,6 +22,9 @@ TAIL = 20
 
 LONGEST_LINE = 2**16
 
+LONGEST_ORDER = 120.0
+"""Seconds in which a rank must have started to take its order."""
+
 OURS = re.compile(r' *File "(<string>|.*[/\\]pipelab[/\\]launcher[/\\]\w+\.py)", line \d+ in |Extension modules: ')
 """Lines of a stack that say nothing of the function that was launched."""
 
@@ -93,7 +96,8 @@ class Member:
 
     def order(self, data: bytes) -> None:
         """Tell it what to do."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it has died; its exit will be heard
+        self.channel.settimeout(LONGEST_ORDER)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, TimeoutError):  # what is wrong will be heard
             frames.send(self.channel, frames.ORDER, data)
 
     def release(self) -> None:
@@ -102,7 +106,8 @@ class Member:
             self.channel.send(b".")
 
     def kill(self) -> None:
-        """Have it killed, with everything that it has started; that it has ended is heard later."""
+        """Have it killed, with everything that it has started; that it has ended is heard later, its posts no more."""
+        self._on_post = None
         with contextlib.suppress(OSError):
             self.control.shutdown(socket.SHUT_WR)
 

@@ -68,6 +68,15 @@ class Server:
             self._socket.recv(1)
             self._loaded.update(news)
 
+    def epitaph(self) -> str:
+        """Why it is no longer there, in a sentence."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=1)
+        if (self._process.returncode or -1) < 0:
+            return "the server that starts the ranks was killed; launch again"
+        remedy = f"does `{sys.executable} -c 'import torch, pipelab'` work?"
+        return f"the server that starts the ranks ended with status {self._process.returncode}; {remedy}"
+
     def close(self) -> None:
         """End it, and with it every rank that is left."""
         self._socket.close()

@@ -76,7 +76,7 @@ class Team:
             self._listen(LOOK if first_failure is None else LOOK / 10)
             now = time.monotonic()
             if any(member.code == UNKNOWN for member in self.members):
-                raise RunError("the server that starts the ranks was killed; launch again")
+                raise RunError(self._server.epitaph())
             fates = self._fates()
             if any(fate.failed for fate in fates):
                 first_failure = first_failure or now
@@ -93,6 +93,8 @@ class Team:
             raise failure(self._fates())
 
     def _hang(self, seconds: float) -> RunError:
+        if all(member.pid is None for member in self.members):
+            return RunError(f"no rank has started within {seconds:g} s; if importing torch is slow, raise the timeout")
         held_up_by = hang(self._fates(), seconds).rank or 0
         self.members[held_up_by].show_stack()
         until = time.monotonic() + LOOK
