@@ -9,6 +9,7 @@ from functools import partial
 
 from torch import Tensor
 
+from pipelab.feed import StepBegun, StepEnded, Tell
 from pipelab.loss import count_targets
 from pipelab.lower import lower
 from pipelab.ranks import Job, Ranks
@@ -18,26 +19,26 @@ from pipelab.schedules import GENERATORS, build
 from pipelab.weight_versions import UpdatingStage, Versions
 from pipelab.worker import Microbatches, Record
 
-OnStep = Callable[[int, float], None]
-
 
 def train_without_flush(
-    job: Job, batches: Sequence[tuple[Tensor, Tensor]], on_step: OnStep | None, machine: Callable[[Job], Ranks]
+    job: Job, batches: Sequence[tuple[Tensor, Tensor]], tell: Tell, machine: Callable[[Job, Tell], Ranks]
 ) -> Run:
     """What `train` does with a schedule without a flush: K batches of M micro-batches are one schedule of K x M.
 
     Each micro-batch's loss is the mean over its own targets, and its gradient is an update of its own. So a step, M
-    micro-batches, moves the weights M times; its loss is the mean over all its targets. Raises as `train` does.
+    micro-batches, moves the weights M times; its loss is the mean over all its targets. A listener hears one long step
+    of spans, and the losses as they come. Raises as `train` does.
     """
     schedule, optimizer = job.program.schedule, job.optimizer
     assert optimizer is not None
     stream = build(schedule.name, schedule.ranks, len(batches) * schedule.microbatches)
-    with machine(replace(job, program=lower(replace(schedule, flush=True)), optimizer=None)) as ranks:
+    with machine(replace(job, program=lower(replace(schedule, flush=True)), optimizer=None, fed=False), tell) as ranks:
         steps = [ranks.split(step, batch) for step, batch in enumerate(batches)]
         ranks.warm_up(steps[0])
-    told = _Losses(steps, on_step)
+    told = _Losses(steps, tell)
     make_stage = partial(UpdatingStage, optimizer=optimizer)
-    with machine(replace(job, program=lower(stream), optimizer=None, make_stage=make_stage)) as ranks:
+    with machine(replace(job, program=lower(stream), optimizer=None, make_stage=make_stage), tell) as ranks:
+        tell(StepBegun(0))
         ranks.run(_joined(steps, told))
         (records,) = collected = ranks.collect()
         told.at_last(records)
@@ -66,11 +67,12 @@ def _joined(steps: Sequence[Microbatches], told: "_Losses") -> Microbatches:
 class _Losses:
     """Hears the losses of the micro-batches in their order, and puts them together into those of the steps."""
 
-    def __init__(self, steps: Sequence[Microbatches], on_step: OnStep | None) -> None:
+    def __init__(self, steps: Sequence[Microbatches], tell: Tell) -> None:
         self.steps: list[float] = []
-        self._shares = [[count_targets(y) / max(step.totals[0], 1) for y in step.targets] for step in steps]
+        self._shares = [[count_targets(y) / max(step.targets_in_all, 1) for y in step.targets] for step in steps]
+        self._targets = [step.targets_in_all for step in steps]
         self._heard: list[float] = []
-        self._on_step = on_step
+        self._tell = tell
 
     def __call__(self, microbatch: int, loss: float) -> None:
         shares = self._shares[len(self.steps)]
@@ -78,8 +80,8 @@ class _Losses:
         if len(self._heard) == len(shares):
             self.steps.append(sum(self._heard))
             self._heard = []
-            if self._on_step is not None:
-                self._on_step(len(self.steps) - 1, self.steps[-1])
+            number = len(self.steps) - 1
+            self._tell(StepEnded(number, self.steps[-1], self._targets[number]))
 
     def at_last(self, records: Sequence[Record]) -> None:
         """Hear all at the end, in a process that has not computed them itself."""

@@ -6,7 +6,7 @@ Read next: `virtual_ranks` (all ranks are threads of this process), `process_ran
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from pipelab.action import W
 from pipelab.clock import Clock, undisturbed
 from pipelab.costs import Link
 from pipelab.failure import RunError
+from pipelab.feed import Reporter, Tell, nobody
 from pipelab.loss import Loss
 from pipelab.lower import Program
 from pipelab.memory import ActivationMeter
@@ -31,7 +32,7 @@ from pipelab.transport import Transport
 from pipelab.watch import Watch, first_finding
 from pipelab.weight_versions import Versions
 from pipelab.worker import Microbatches, Record, Worker, memory_of, split_batch, trace_of
-from pipelab.world import is_rank
+from pipelab.world import is_first
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,20 @@ class Job:
     timeout: float = 600.0
     watch: bool = False
     make_stage: Callable[..., Stage] = Stage
+    fed: bool = False
+    """Whether somebody listens: then every rank tells what it does (see `feed`)."""
 
 
 class Ranks(ABC):
     """The ranks of a run that live in this process; a context, so that all they take is given back.
 
-    `history` has one list a step of the records of its ranks; `collect` gives those of all ranks.
+    `history` has one list a step of the records of its ranks; `collect` gives those of all ranks. Where the job is fed,
+    what the ranks do is told to `tell` while they do it.
     """
 
-    def __init__(self, job: Job, ranks: Iterable[int], transport: Transport, clocks: Iterable[Clock]) -> None:
+    def __init__(
+        self, job: Job, ranks: Iterable[int], transport: Transport, clocks: Iterable[Clock], tell: Tell = nobody
+    ) -> None:
         self.job = job
         self.history: list[list[Record]] = []
         self.slices = cut(job.model, job.program.schedule.stages, at=job.at)
@@ -89,9 +95,13 @@ class Ranks(ABC):
         self.optimizers = [job.optimizer(parameters) for parameters in own if parameters and job.optimizer is not None]
         self.resources = ExitStack()
         self.residual = 0.0
+        self.tell = tell
+        self.reporter = Reporter(self.workers, tell, early=job.clock == "virtual") if job.fed else None
 
     def __enter__(self) -> Self:
         self.resources.enter_context(undisturbed())
+        if self.reporter is not None:
+            self.resources.enter_context(self.reporter)
         for worker in self.workers:
             for stage in worker.stages.values():
                 self.resources.enter_context(stage.attached())
@@ -126,7 +136,9 @@ class Ranks(ABC):
 
     def run(self, batch: Microbatches) -> list[Record]:
         """Execute the program once, with no update after it: it has none, or its own."""
-        records = self._run(batch)
+        with self.reporter.step(batch.step) if self.reporter is not None else nullcontext():
+            records = self._run(batch)
+        self._share_news()
         self.history.append(records)
         return records
 
@@ -144,7 +156,7 @@ class Ranks(ABC):
             memory=memory_of(records, traces.index(typical)),
             model=job.model,
             pids=self.pids,
-            first=not is_rank() or os.environ["RANK"] == "0",
+            first=is_first(),
             cores=_cores() if job.device.type == "cpu" else None,
             residual=self.residual,
             norms=tuple({a: norm for record in of_step for a, norm in record.norms.items()} for of_step in records),
@@ -161,6 +173,10 @@ class Ranks(ABC):
             if found is not None:  # before an optimizer spreads it
                 raise RunError(str(found))
         return records
+
+    def _share_news(self) -> None:
+        """Bring what the ranks have told to the listener, where it does not get there by itself."""
+        return
 
     @abstractmethod
     def _execute(self, batch: Microbatches) -> list[Record]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipelab.asynchronous import check_stream, train_without_flush
 from pipelab.costs import Link
+from pipelab.feed import Feed, InOrder, Listener, OfStep, Spans, Started, StepBegun, StepEnded, Tell, nobody
 from pipelab.launcher import launch, post
 from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import lower
@@ -27,7 +28,7 @@ from pipelab.schedule import Schedule
 from pipelab.validate import validate
 from pipelab.virtual_ranks import VirtualRanks
 from pipelab.worker import split_batch
-from pipelab.world import is_rank
+from pipelab.world import is_first, is_rank
 
 Batch = tuple[Tensor, Tensor]
 OnStep = Callable[[int, float], None]
@@ -59,6 +60,7 @@ def train(
     link: Link = Link(),  # noqa: B008 (a frozen value)
     at: list[int] | None = None,
     on_step: OnStep | None = None,
+    feed: Listener | None = None,
     timeout: float = 600.0,
     watch: bool = False,
 ) -> Run:
@@ -69,6 +71,8 @@ def train(
     with comm="blocking" a rank waits until each has arrived, "overlapped" goes on. A warm-up step before the first
     leaves no trace: parameters, buffers, generators and batches are as they were. With `watch` norms of activations and
     gradients are noted (`Run.norms`), and the first value that is not finite ends the run, with its layer's name.
+    `on_step(step, loss)` is called here after each step; `feed(event)`, in a thread of its own, is told spans, memory
+    and losses as they come, and can never hold the ranks up (see `pipelab.feed`).
     A schedule without a flush, such as pipedream, takes all batches at once; see `asynchronous`.
 
     transport="memory" plays all ranks in this process. With "gloo" (CPU) or "nccl" (a GPU each) they are processes: in
@@ -97,45 +101,62 @@ def train(
     job = Job(
         model=model, program=lower(schedule), mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
         transport=transport, clock=clock or CLOCKS[transport], link=link, blocking=comm == "blocking", at=at,
-        timeout=timeout, watch=watch,
+        timeout=timeout, watch=watch, fed=feed is not None,
     )  # fmt: skip
     if transport in RULES:
         check_messages(job.program, RULES[transport], blocking=job.blocking)
-    if transport in RULES and not is_rank():
-        return _launch(job, list(itertools.islice(batches, steps)), on_step)
-    return run_here(job, batches if steps is None else itertools.islice(batches, steps), on_step)
+    launches = transport in RULES and not is_rank()
+    batches = itertools.islice(batches, steps)
+    with Feed(feed if is_first() else None) as events:
+        events.put(Started(schedule, mesh, job.clock, transport))
+        if launches:
+            return _launch(job, list(batches), on_step, events)
+        return run_here(job, batches, lambda event: _tell(event, events, on_step))
 
 
-def run_here(job: Job, batches: Iterable[Batch], on_step: OnStep | None = None) -> Run:
+def _tell(event: OfStep, feed: Feed, on_step: OnStep | None) -> None:
+    feed.put(event)
+    if on_step is not None and isinstance(event, StepEnded):
+        on_step(event.step, event.loss)
+
+
+def run_here(job: Job, batches: Iterable[Batch], tell: Tell = nobody) -> Run:
     """Run a job, a step for each batch, in this process, which plays all ranks or one of them."""
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
         raise ValueError(NO_BATCH)
-    machine: Callable[[Job], Ranks] = VirtualRanks if job.transport == "memory" else ProcessRank
+    machine: Callable[[Job, Tell], Ranks] = VirtualRanks if job.transport == "memory" else ProcessRank
     if not job.program.schedule.flush:
-        return train_without_flush(job, [first, *batches], on_step, machine)
+        return train_without_flush(job, [first, *batches], tell, machine)
     losses = []
-    with machine(job) as ranks:
+    with machine(job, tell) as ranks:
         ranks.warm_up(ranks.split(0, first))
         for step, batch in enumerate(itertools.chain([first], batches)):
-            losses.append(ranks.step(ranks.split(step, batch)))
-            if on_step is not None:
-                on_step(step, losses[-1])
+            microbatches = ranks.split(step, batch)
+            tell(StepBegun(step))
+            losses.append(ranks.step(microbatches))
+            tell(StepEnded(step, losses[-1], microbatches.targets_in_all))
         return ranks.measured(ranks.collect(), losses)
 
 
-def _launch(job: Job, batches: list[Batch], on_step: OnStep | None) -> Run:
+def _launch(job: Job, batches: list[Batch], on_step: OnStep | None, feed: Feed) -> Run:
     """Train in processes of this host, one a rank, and bring the trained model back into the caller's own."""
     cut(job.model, job.program.schedule.stages, at=job.at)  # refuses what does not fit before a process is started
     if not batches:
         raise ValueError(NO_BATCH)
     for step, batch in enumerate(batches):
         split_batch(step, batch, job.program.schedule.microbatches)
-    tell = None if on_step is None else lambda rank, done: on_step(*done)
-    run, *_ = launch(
-        _train_rank, job, batches, ranks=job.mesh.size, timeout=job.timeout, on_post=tell, preload=SLOW_IMPORTS
-    )
+    with InOrder(feed, job.mesh.size) as order:
+
+        def on_post(rank: int, numbered: tuple[int, OfStep]) -> None:
+            order.hear(rank, *numbered)
+            if on_step is not None and isinstance(numbered[1], StepEnded):
+                on_step(numbered[1].step, numbered[1].loss)
+
+        run, *_ = launch(
+            _train_rank, job, batches, ranks=job.mesh.size, timeout=job.timeout, on_post=on_post, preload=SLOW_IMPORTS
+        )
     with torch.no_grad():
         for ours, trained in zip(_values(job.model), _values(run.model), strict=True):
             ours.copy_(trained)
@@ -143,9 +164,15 @@ def _launch(job: Job, batches: list[Batch], on_step: OnStep | None) -> Run:
 
 
 def _train_rank(job: Job, batches: list[Batch]) -> Run | None:
-    """One rank of `_launch`. The one that computes the loss tells it, and the first brings the run home."""
-    tells = int(os.environ["RANK"]) == job.program.placement.rank_of[-1]
-    run = run_here(job, batches, (lambda step, loss: post((step, loss))) if tells else None)
+    """One rank of `_launch`: what it tells is posted, with a number. Steps are told by the rank that computes the loss,
+    and the first brings the run home."""
+    numbers, tells = itertools.count(), int(os.environ["RANK"]) == job.program.placement.rank_of[-1]
+
+    def tell(event: OfStep) -> None:
+        if isinstance(event, Spans) or (tells and (job.fed or isinstance(event, StepEnded))):
+            post((next(numbers), event))
+
+    run = run_here(job, batches, tell)
     job.model.cpu()  # the caller has no GPU in use, and gets none
     return run if run.first else None
 

@@ -40,6 +40,11 @@ class Microbatches:
     totals: Sequence[int]
     on_loss: Callable[[int, float], None] | None = None
 
+    @property
+    def targets_in_all(self) -> int:
+        """Number of targets (tokens) of all micro-batches."""
+        return sum(map(count_targets, self.targets))
+
     def to(self, device: torch.device) -> "Microbatches":
         """The same on a device."""
         inputs, targets = ([tensor.to(device) for tensor in tensors] for tensors in (self.inputs, self.targets))
@@ -80,6 +85,7 @@ class Worker:
         self.blocking = blocking
         self.recorder = FlightRecorder()
         self.recording = True
+        self.record = Record()
         self.at: Element | None = None
         self._values: dict[Action, tuple[Tensor, Action, Held | None]] = {}
         self._bytes: dict[tuple[torch.Size, ...], list[tuple[int, int]]] = {}
@@ -99,14 +105,25 @@ class Worker:
         }
 
     def run(self, batch: Microbatches) -> Record:
-        """Execute the row once, for one step's micro-batches.
+        """Execute the row once, for one step's micro-batches; `record` grows meanwhile, and is kept if it breaks off.
 
         What is held depends on shapes alone, and counting it costs up to a fifth of a small forward: bytes are counted
         in the first step of these shapes (the warm-up, as a rule), and noted again in the later ones.
         """
-        record = Record()
+        self.record = record = Record()
+        try:
+            self._execute(batch, record)
+        finally:
+            record.spans, record.curve = self.clock.settle(record.spans, record.curve)
+        for stage in self.stages.values():
+            self._watched(stage, record)
+        assert not self._values, f"rank {self.rank} still holds {list(self._values)}"
+        return record
+
+    def _execute(self, batch: Microbatches, record: Record) -> None:
         shapes = tuple(tensor.shape for tensor in batch.inputs)
-        self.meter.counting = shapes not in self._bytes
+        known = self._bytes.get(shapes)
+        self.meter.counting = known is None
         held: list[tuple[int, int]] = []
         waited: Action | None = None
         for step in self.program.rows[self.rank]:
@@ -118,19 +135,21 @@ class Worker:
             elif isinstance(step, Action) and step.kind == U:
                 self._update(step, batch, record)
             else:
-                held.append(self._work(step, batch, record, waited))
+                span: Any
+                span, counted = self._work(step, batch, record, waited)
+                peak, live = known[len(held)] if known else counted
+                held.append((peak, live))
+                if self.recording:
+                    record.curve += ((span.start, peak), (span.end, live))
                 waited = None
         self.at = None
         if self.recording:
-            record.curve = self._curve(record.spans, self._bytes.setdefault(shapes, held))
-        record.spans, record.curve = self.clock.settle(record.spans, record.curve)
-        for stage in self.stages.values():
-            self._watched(stage, record)
-        assert not self._values, f"rank {self.rank} still holds {list(self._values)}"
-        return record
+            self._bytes[shapes] = held
 
-    def _work(self, element: Element, batch: Microbatches, record: Record, waited: Action | None) -> tuple[int, int]:
-        """Compute; gives the most bytes held meanwhile, and those held afterwards."""
+    def _work(
+        self, element: Element, batch: Microbatches, record: Record, waited: Action | None
+    ) -> tuple[Span, tuple[int, int]]:
+        """Compute; gives its span, and as counted the most bytes held meanwhile and those held afterwards."""
         self.recorder.running(element)
         self.meter.restart_peak()
         outputs, start, end = self.clock.run(
@@ -142,8 +161,9 @@ class Worker:
                 stays = action.kind == F and given[:2] not in self._sent
                 self._values[given] = output, action, self.meter.hold(output) if stays else None
         del outputs
-        self._note(record, Span(self.rank, "compute", element, start, end, waited))
-        return self.meter.restart_peak(), self.meter.live
+        span = Span(self.rank, "compute", element, start, end, waited)
+        self._note(record, span)
+        return span, (self.meter.restart_peak(), self.meter.live)
 
     def _is_needed(self, given: Action) -> bool:
         """What the last stage makes goes nowhere, but for the tokens of generation into a round still to come."""
@@ -154,15 +174,6 @@ class Worker:
     def _note(self, record: Record, span: Span) -> None:
         if self.recording:
             record.spans.append(span)
-
-    @staticmethod
-    def _curve(spans: list[Span], held: list[tuple[int, int]]) -> list[tuple[Any, int]]:
-        work = (span for span in spans if span.lane == "compute")
-        return [
-            step
-            for span, (peak, live) in zip(work, held, strict=True)
-            for step in ((span.start, peak), (span.end, live))
-        ]
 
     def _receive(self, step: Action, record: Record) -> Action | None:
         send = self.program.peer(step)

@@ -97,7 +97,7 @@ def test_lab_01_holds_with_other_parameters(tmp_path, parameters):
     assert result.ok, result.error
 
 
-@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06", "11"])
+@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06", "11", "12"])
 def test_the_other_labs_hold_with_two_ranks_and_an_odd_number_of_micro_batches(tmp_path, number):
     lab = find_labs(number)[0]
     result = run_lab(lab, tmp_path / lab.name, {"ranks": 2, "microbatches": 5, "model": "tiny", "steps": 1})
@@ -303,3 +303,13 @@ def test_exercise_10_begins_unsolved_and_can_be_solved(first, reached):
 @pytest.mark.parametrize(("places", "reached"), [([3, 6], 1), ([2, 6], 2), ([1, 4], 0), ([2, 5], 1)])
 def test_exercise_11_begins_unsolved_and_can_be_solved(places, reached):
     assert said("11", ["my-places", "my-check"], my_places=places).count("reached") == reached
+
+
+@pytest.mark.parametrize(
+    ("pp", "dp", "targets"),
+    [(6, 1, []), (6, 2, [1]), (3, 4, [2]), (4, 3, [1, 2])],
+    ids=["given", "deep", "flat", "good"],
+)
+def test_exercise_12_begins_unsolved_and_can_be_solved(pp, dp, targets):
+    lines = said("12", ["my-mesh", "my-check"], my_pp=pp, my_dp=dp).splitlines()
+    assert [number for number in (1, 2) if lines[number - 1].endswith(": reached")] == targets

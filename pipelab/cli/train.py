@@ -68,6 +68,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--bandwidth", type=duration, metavar="BYTES/S", help="modelled, of each link (unlimited)")
     command.add_argument("--check", action="store_true", help="in float64, compare with the uncut model")
     command.add_argument("--watch", action="store_true", help="note norms, and name the first value that is not finite")
+    command.add_argument("--live", action="store_true", help="show the timeline while it grows, on standard error")
     add_explain(command)
     command.add_argument("--html", type=writable, metavar="FILE", help="write a page with timeline and memory")
     command.add_argument("--trace", type=writable, metavar="FILE", help="write the trace as JSON")
@@ -141,6 +142,7 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
     from pipelab.costs import Link
     from pipelab.data import Batches, load_text
     from pipelab.models import build_model
+    from pipelab.show.live import LiveText
     from pipelab.training import train
     from pipelab.world import is_rank
 
@@ -157,7 +159,9 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
         steps=options.steps,
     )
     quiet = is_rank() and os.environ["RANK"] != "0"
-    with tqdm(total=options.steps, unit="step", desc=schedule.name, file=sys.stderr, delay=2, disable=quiet) as bar:
+    with tqdm(
+        total=options.steps, unit="step", desc=schedule.name, file=sys.stderr, delay=2, disable=quiet or options.live
+    ) as bar:
 
         def on_step(step: int, loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -175,6 +179,7 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
             comm=options.comm,
             link=Link(float(options.latency), float(options.bandwidth or "inf")),
             on_step=on_step,
+            feed=LiveText(sys.stderr) if options.live else None,
             watch=options.watch,
         )
     compare = uncut is not None and result.first
