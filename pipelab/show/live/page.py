@@ -36,7 +36,7 @@ def page_html(
 
     >>> from pipelab import Costs, build, simulate
     >>> page = page_html(simulate(build("1f1b", ranks=2, microbatches=2), Costs.uniform()))
-    >>> "1f1b: 33.3 % of the step is idle" in page, "http" in page
+    >>> "1f1b: 33.3 % of the step is idle" in page, "://" in page
     (True, False)
     """
     block = b64encode(trace_block(trace, memory, limit)).decode()

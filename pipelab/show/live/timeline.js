@@ -174,6 +174,10 @@ class Bars {
       let held = 0;
       for (const bar of this.row(rank)) {
         if (holds.includes(this.kind(bar))) {
+          if (times[times.length - 1] === start[bar] && amounts[amounts.length - 1] <= held / chunks) {
+            times.pop(); // what is given up and taken at one time leaves no dip
+            amounts.pop();
+          }
           times.push(start[bar]);
           amounts.push(++held / chunks);
         } else if (releases.includes(this.kind(bar))) {
@@ -313,7 +317,7 @@ class Paints {
   of(kind, late) {
     const name = `${kind}${late}`;
     if (!this.made.has(name)) {
-      const look = this.style.kinds[kind] || this.style.other;
+      const look = this.style.kinds[kind] || (kind.startsWith("SEND") ? { ...this.style.other, hatch: "" } : this.style.other);
       const tile = look.hatch && hatch(look.hatch, look.hatch_colour);
       this.made.set(name, { ...look, colour: late ? lighter(look.colour) : look.colour, tile, pattern: null });
     }
@@ -342,14 +346,14 @@ function paintGround(g, bars, frame, paints) {
   g.clip();
   g.fillStyle = ground.idle;
   for (let rank = 0; rank < bars.header.ranks; rank++) g.fillRect(frame.left, frame.y(rank), frame.right - frame.left, frame.bar);
-  paintBars(g, bars, frame, paints, paintMany);
+  paintBars(g, bars, frame, paints);
   if (frame.bar >= 8) paintPhases(g, bars, frame, paints);
   g.restore();
   paintMemory(g, bars, frame, paints);
 }
 
-/** Bars by look, so that the colour is changed a few times only; rows with more bars than room go to `crowd`. */
-function paintBars(g, bars, frame, paints, crowd) {
+/** Bars by look, so that the colour is changed a few times only; rows with more bars than room show shares. */
+function paintBars(g, bars, frame, paints) {
   const { start, end, stage, kind, lane, part } = bars.column, { ranks } = bars.header;
   const groups = new Map(), names = bars.kinds;
   const room = (frame.right - frame.left) / 2.5;
@@ -357,14 +361,14 @@ function paintBars(g, bars, frame, paints, crowd) {
     for (const which of frame.lanes) {
       const row = bars.row(rank, which);
       const low = Math.max(bars.before(row, frame.from), 0), high = bars.before(row, frame.to) + 1;
-      if (high - low > room && which === 0) { crowd(g, bars, frame, paints, rank, low, high); continue; }
+      if (high - low > room && which === 0) { paintShares(g, bars, frame, paints, rank, low, high); continue; }
       const shortest = which === 0 ? 0 : -1;
       for (let place = low; place < high; place++) {
         const bar = row[place];
         if (end[bar] <= frame.from || end[bar] - start[bar] <= shortest) continue;
         const late = bars.late(stage[bar]), name = kind[bar] * 2 + late;
         let group = groups.get(name);
-        if (!group) groups.set(name, (group = { look: paints.of(names[kind[bar]], late), kind: names[kind[bar]], list: [] }));
+        if (!group) groups.set(name, (group = { look: paints.of(names[kind[bar]], late), kind: which ? "" : names[kind[bar]], list: [] }));
         const top = frame.y(rank, lane[bar]), tall = frame.tall(lane[bar]), half = part[bar] ? tall / 2 : tall;
         group.list.push(frame.x(start[bar]), (end[bar] - start[bar]) * frame.scale, top + (part[bar] === 2 ? half : 0), half, bar);
       }
@@ -399,39 +403,28 @@ function paintLabels(g, list, kind, bars, frame, paints) {
   }
 }
 
-/** More bars than room: each column of pixels shows what fills most of it. */
-function paintMany(g, bars, frame, paints, rank, low, high) {
+/** More bars than room: each column of pixels is divided as its time is, what is left of it was idle. */
+function paintShares(g, bars, frame, paints, rank, low, high) {
   const { start, end, stage, kind } = bars.column, row = bars.row(rank);
-  const columns = Math.round(frame.right - frame.left), looks = 2 * bars.kinds.length;
+  const wide = Math.min(Math.ceil(bars.header.ranks / 8), 8), looks = 2 * bars.kinds.length;
+  const columns = Math.ceil((frame.right - frame.left) / wide), scale = frame.scale / wide;
   const filled = new Float32Array(columns * looks);
   for (let place = low; place < high; place++) {
-    const bar = row[place], name = kind[bar] * 2 + bars.late(stage[bar]);
-    const from = Math.max((start[bar] - frame.from) * frame.scale, 0), to = Math.min((end[bar] - frame.from) * frame.scale, columns);
+    const bar = row[place], name = kind[bar] * 2 + bars.late(stage[bar]), share = bars.column.part[bar] ? 0.5 : 1;
+    const from = Math.max((start[bar] - frame.from) * scale, 0), to = Math.min((end[bar] - frame.from) * scale, columns);
     for (let column = Math.floor(from); column < to; column++) {
-      filled[column * looks + name] += Math.min(to, column + 1) - Math.max(from, column);
+      filled[column * looks + name] += share * (Math.min(to, column + 1) - Math.max(from, column));
     }
   }
-  const top = frame.y(rank);
-  let since = 0, shown = -1;
-  for (let column = 0; column <= columns; column++) {
-    let most = -1;
-    if (column < columns) {
-      let length = 0, busy = 0;
-      for (let name = 0; name < looks; name++) {
-        const own = filled[column * looks + name];
-        busy += own;
-        if (own > length) { length = own; most = name; }
-      }
-      if (length < 1 - busy - 1e-6) most = -1;
+  const below = new Float32Array(columns).fill(frame.y(rank) + frame.bar);
+  for (let name = 0; name < looks; name++) {
+    g.fillStyle = paints.of(bars.kinds[name >> 1], name & 1).colour;
+    for (let column = 0; column < columns; column++) {
+      const tall = filled[column * looks + name] * frame.bar;
+      if (tall > 0.05) g.fillRect(frame.left + column * wide, (below[column] -= tall), wide, tall);
     }
-    if (most === shown && column < columns) continue;
-    if (shown >= 0) {
-      g.fillStyle = paints.of(bars.kinds[shown >> 1], shown & 1).colour;
-      g.fillRect(frame.left + since, top, column - since, frame.bar);
-    }
-    since = column;
-    shown = most;
   }
+  frame.crowded = true;
 }
 
 /** Under each row a line: dotted in the warm-up, solid in the steady phase, dashed in the cool-down. */
@@ -457,7 +450,7 @@ function paintAxis(g, bars, frame, paints) {
   const { ground } = paints, { header } = bars;
   g.fillStyle = ground.ink;
   g.textAlign = "right";
-  const every = Math.ceil(14 / frame.each);
+  const every = Math.ceil(16 / frame.each);
   for (let rank = 0; rank < header.ranks; rank += every) g.fillText(`rank ${rank}`, frame.left - 8, frame.y(rank) + Math.max(frame.bar, 8) / 2);
   if (frame.thin && frame.lanes.length > 1 && frame.each > 40) {
     g.font = "8px Helvetica, Arial, sans-serif";
@@ -537,13 +530,18 @@ function paintCurve(g, [times, amounts], frame, y, line, width, above = null) {
   g.beginPath();
   let pen = above === null;
   if (pen) g.moveTo(frame.left, y(0));
-  let last = -1;
+  let last = -1, most = 0;
   for (let i = 0; i < times.length; i++) {
     const x = frame.x(times[i]), before = i ? amounts[i - 1] : 0;
     if (above === null) {
       if (x < frame.left - 2 && i + 1 < times.length && frame.x(times[i + 1]) < frame.left) continue;
       if (x > frame.right + 2) { g.lineTo(x, y(before)); break; }
-      if (Math.round(x) === last && i + 1 < times.length && times.length > 4000) continue;
+      if (Math.round(x) === last && i + 1 < times.length && Math.round(frame.x(times[i + 1])) === last) {
+        most = Math.max(most, amounts[i]); // several steps in one pixel: the highest counts
+        continue;
+      }
+      if (most > amounts[i]) g.lineTo(x, y(most));
+      most = 0;
       last = Math.round(x);
       g.lineTo(x, y(before));
       g.lineTo(x, y(amounts[i]));
@@ -616,6 +614,11 @@ function paintBand(g, bars, frame, paints, rank) {
   g.textAlign = "right";
   g.fillText(`rank ${rank}:`, frame.left - 8, 8);
   g.textAlign = "center";
+  if (frame.crowded) {
+    g.textAlign = "left";
+    g.fillText("zoom in", frame.right + 6, 8);
+    g.textAlign = "center";
+  }
   ["warm-up", "steady", "cool-down"].forEach((name, turn) => {
     const from = Math.max(frame.x(times[turn]), frame.left), to = Math.min(frame.x(times[turn + 1]), frame.right);
     if (to - from < 3) return;
@@ -762,7 +765,7 @@ export class Timeline {
     this.style = style;
     this.bars = new Bars(rule, style.lanes);
     Object.assign(this, { from: 0, to: 1, fitted: true, cursor: null, at: -1, selected: -1, rank: 0 });
-    Object.assign(this, { arrows: false, now: null, ghosts: [], focused: false, due: 0, painted: 0, placing: false });
+    Object.assign(this, { arrows: false, now: null, ghosts: [], focused: false, due: 0, painted: 0, placing: false, heading: [] });
     this.build(element);
     this.recolour();
     this.watch();
@@ -889,12 +892,17 @@ export class Timeline {
     else this.fresh();
   }
 
+  /** Another title and other figures than the data's own. */
+  entitle(heading) {
+    this.heading = heading;
+    const { header, count } = this.bars, [title, figures] = heading.length ? heading : [header.title, header.figures];
+    this.title.textContent = title;
+    this.figures.textContent = figures;
+    this.stage.setAttribute("aria-label", `${title}. ${figures}. ${header.ranks} ranks, ${count} bars. ${HELP}`);
+  }
+
   fresh() {
-    const { header } = this.bars;
-    this.title.textContent = header.title;
-    this.figures.textContent = header.figures;
-    const words = `${header.title}. ${header.figures}. ${header.ranks} ranks, ${this.bars.count} bars.`;
-    this.stage.setAttribute("aria-label", `${words} ${HELP}`);
+    this.entitle(this.heading);
     this.showLegend();
     this.window();
     if (this.details.open) this.tell({ type: "text" });
@@ -917,7 +925,7 @@ export class Timeline {
     for (let bar = 0; bar < bars.count && !late; bar++) late = bars.late(stage[bar]) === 1;
     const place = (name) => (order.includes(name) ? order.indexOf(name) : order.length);
     const names = [...used].map((code) => bars.kinds[code]).sort((one, other) => place(one) - place(other));
-    const shown = `${this.dark} ${late} ${names}`;
+    const shown = `${this.dark} ${late} ${names} ${[...bars.used]}`;
     if (shown === this.legended) return;
     this.legended = shown;
     this.legend.replaceChildren();
@@ -932,7 +940,10 @@ export class Timeline {
       g.fillStyle = look.colour; g.fillRect(0, 0, 22, 14);
       if (look.tile) { g.fillStyle = g.createPattern(look.tile, "repeat"); g.fillRect(0, 0, 22, 14); }
     };
-    for (const name of names) entry(`${name.length === 1 ? `${name} ` : ""}${paints.words(name)}`, bar(paints.of(name, 0)));
+    const message = (name) => name.startsWith("SEND") || name.startsWith("RECV");
+    for (const name of names) if (!message(name)) entry(`${name.length === 1 ? `${name} ` : ""}${paints.words(name)}`, bar(paints.of(name, 0)));
+    if (bars.used.has(bars.lanes.indexOf("send"))) entry("send: a message on its way", bar(paints.of("SEND", 0)));
+    if (bars.used.has(bars.lanes.indexOf("recv"))) entry("recv: waiting for one", bar(paints.of("RECV", 0)));
     if (late) entry("lighter: a later chunk", bar({ colour: lighter(paints.of("F", 0).colour) }));
     entry("idle", (g) => { g.fillStyle = paints.ground.idle; g.fillRect(0, 0, 22, 14); });
     entry("warm-up", (g) => this.sample(g, [1.5, 3]));
@@ -959,7 +970,9 @@ export class Timeline {
     const width = this.stage.clientWidth;
     if (!width || !this.bars.header.ranks) return;
     const begun = performance.now();
+    const { crowded } = this.frame || {};
     this.frame = new Frame(this.bars, width, this.from, this.to);
+    this.frame.crowded = !this.stale && crowded;
     if (this.stale) paintGround(this.fresh2d(this.ground), this.bars, this.frame, this.paints);
     paintAbove(this.fresh2d(this.above), this.bars, this.frame, this.paints, this);
     this.stale = false;
@@ -1224,8 +1237,8 @@ export class Timeline {
     this.cursor = start[bar];
     if (start[bar] < this.from || end[bar] > this.to) this.look(start[bar] - (this.to - this.from) / 2, this.to - this.from);
     this.paint();
-    const lines = this.describe({ rank: rank[bar], lane: lane[bar], bar }), [top, tall] = this.frame.span(this.bars, bar);
-    this.showTip(lines, this.frame.x(start[bar]), top + tall - 8);
+    const lines = this.describe({ rank: rank[bar], lane: lane[bar], bar });
+    this.showTip(lines, this.frame.x(start[bar]), this.frame.bottom - 12); // below the rows, so that it hides none
     this.readout.textContent = this.reading();
     this.say(lines.join(". "));
     this.request("ground");
@@ -1241,6 +1254,7 @@ function render({ model, el }) {
     ghosts: () => { view.ghosts = model.get("ghosts"); view.placing = model.get("placing"); view.request("above"); },
     text: () => { view.text.textContent = model.get("text"); },
     note: () => view.say(model.get("note")),
+    heading: () => view.entitle(model.get("heading")),
   };
   for (const [name, act] of Object.entries(follow)) {
     act();
