@@ -16,7 +16,7 @@ from pipelab.lower import CARRIES, RECEIVED_FROM
 from pipelab.show.memory import Curve
 from pipelab.show.palette import DARK, LIGHT, LOOKS, OTHER, RANK_DASHES
 from pipelab.trace import LANES, Number, Span, Trace, number
-from pipelab.units import CLOCK_NAMES, Unit, figures_text, finding, origin, time_unit
+from pipelab.units import CLOCK_NAMES, Unit, chunk_of, figures_text, finding, time_unit
 
 COLUMNS = {
     "start": "<f8",
@@ -80,10 +80,12 @@ def trace_block(
     ('1f1b: 33.3 % of the step is idle', [1.0, 2.0, 6.0, 9.0])
     """
     unit = time_unit([trace])
-    axis = TimeAxis(unit, min((row[0].start for row in trace._rows if row), default=0), trace.ticks)
-    in_time = TimeAxis(unit, origin(trace) if trace.ticks == 1 else axis.origin / trace.ticks)  # type: ignore[arg-type]
+    first = min((span.start for span in trace.counted if span.lane == "compute"), default=0)
+    axis, in_time = TimeAxis(unit, first, trace.ticks), TimeAxis(unit, float(first) / trace.ticks)
     header: dict[str, Any] = shape(trace.schedule, trace.clock, trace.chunks, unit)
     header |= {"title": finding(trace), "figures": figures_text(trace, unit), "length": unit.of(trace.makespan)}
+    chunks = chunk_of(trace)
+    header["chunk"] = [chunks.get(stage, 0) for stage in range(1 + max(chunks, default=-1))]
     header["limits"] = None if limit is None else _limits(limit, trace.ranks)
     extra: dict[str, Any] = {}
     if memory is not None:
@@ -159,7 +161,9 @@ def _columns(spans: Sequence[Span], axis: TimeAxis, header: dict[str, Any]) -> d
     table = np.array(bars, "<i8").reshape(-1, len(COLUMNS) - 2)
     when = (np.array(times, "<f8").reshape(-1, 2) - float(axis.origin)) / axis.ticks * axis.unit.scale
     pieces = [*when.T, *table.T]
-    return {name: np.ascontiguousarray(piece, kind) for (name, kind), piece in zip(COLUMNS.items(), pieces, strict=True)}
+    return {
+        name: np.ascontiguousarray(piece, kind) for (name, kind), piece in zip(COLUMNS.items(), pieces, strict=True)
+    }
 
 
 def _block(header: dict[str, Any], columns: Mapping[str, np.ndarray]) -> bytes:

@@ -748,8 +748,7 @@ function paintGhost(g, frame, paints, ghost) {
 }
 
 function ghostBox(frame, ghost) {
-  const tall = frame.bar / ghost.of;
-  return [frame.x(ghost.start), frame.y(ghost.rank) + ghost.turn * tall, Math.max((ghost.end - ghost.start) * frame.scale, 26), tall];
+  return [frame.x(ghost.start) + 3 + ghost.turn * 33, frame.y(ghost.rank), 30, frame.bar];
 }
 
 // ---------------------------------------------------------------------------------------------------- what one can do
@@ -912,6 +911,7 @@ export class Timeline {
   /** The whole step, unless the reader looks at a part of it. */
   window() {
     this.length = Math.max(this.bars.header.length, this.bars.end) || 1;
+    if (this.placing) this.length = Math.max(this.length * 1.25, this.length + 6); // room for what may come next
     if (this.fitted) [this.from, this.to] = [0, this.length];
   }
 
@@ -1061,7 +1061,8 @@ export class Timeline {
     const hit = inside ? this.hit(x, y) : null;
     this.at = hit?.bar ?? -1;
     if (hit) this.rank = hit.rank;
-    this.showTip(hit ? this.describe(hit) : null, x, y);
+    const ghost = this.ghostAt(x, y);
+    this.showTip(ghost ? [ghost.action, ghost.why || "click to place it"] : hit ? this.describe(hit) : null, x, y);
     this.readout.textContent = inside ? this.reading() : "";
     this.request("above");
   }
@@ -1141,14 +1142,18 @@ export class Timeline {
   }
 
   click(x, y) {
-    const ghost = this.ghosts.find((one) => {
-      const [left, top, wide, tall] = ghostBox(this.frame, one);
-      return x >= left && x <= left + wide && y >= top && y <= top + tall;
-    });
+    const ghost = this.ghostAt(x, y);
     const hit = this.hit(x, y);
     if (hit) this.setRank(hit.rank);
     if (ghost) return this.tell({ type: "place", rank: ghost.rank, action: ghost.action });
     this.select(hit && x >= this.frame.left && hit.bar !== this.selected ? hit.bar : -1);
+  }
+
+  ghostAt(x, y) {
+    return this.ghosts.find((one) => {
+      const [left, top, wide, tall] = ghostBox(this.frame, one);
+      return x >= left && x <= left + wide && y >= top && y <= top + tall;
+    });
   }
 
   setRank(rank) {
@@ -1249,9 +1254,9 @@ export class Timeline {
 function render({ model, el }) {
   const view = new Timeline(el, { style: model.get("style"), rule: model.get("rule"), tell: (event) => model.send(event) });
   const follow = {
-    frame: () => view.show(model.get("frame")),
+    frame: () => model.get("frame").byteLength && view.show(model.get("frame")),
     now: () => { view.now = model.get("now"); view.request("above"); },
-    ghosts: () => { view.ghosts = model.get("ghosts"); view.placing = model.get("placing"); view.request("above"); },
+    ghosts: () => { view.ghosts = model.get("ghosts"); view.placing = model.get("placing"); view.fit(); },
     text: () => { view.text.textContent = model.get("text"); },
     note: () => view.say(model.get("note")),
     heading: () => view.entitle(model.get("heading")),

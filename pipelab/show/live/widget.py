@@ -38,9 +38,9 @@ class Timeline(anywidget.AnyWidget):
     style = traitlets.Dict(STYLE).tag(sync=True)
     rule = traitlets.Dict(RULE).tag(sync=True)
     frame = traitlets.Bytes().tag(sync=True)
-    heading = traitlets.List().tag(sync=True)  # title and figures, in place of the frame's own
+    heading: Any = traitlets.List().tag(sync=True)  # title and figures, in place of the frame's own
     now = traitlets.Float(None, allow_none=True).tag(sync=True)  # what is later than this is dimmed
-    ghosts = traitlets.List().tag(sync=True)  # what could be placed next
+    ghosts: Any = traitlets.List().tag(sync=True)  # what could be placed next
     placing = traitlets.Bool(False).tag(sync=True)
     note = traitlets.Unicode().tag(sync=True)  # said below the picture, and to screen readers
     text = traitlets.Unicode().tag(sync=True)
