@@ -107,7 +107,7 @@ class Draft:
     def verdict(self) -> str:
         """How good it is beside the shortest published schedule, or how much is missing."""
         if not complete(self.schedule):
-            return f"{sum(map(len, self.schedule.rows))} actions are placed, not all that is needed"
+            return f"placed: {sum(map(len, self.schedule.rows))}; when all is there, it is scored"
         return str(score(self.schedule, target=min(self._published()).schedule, costs=self.costs))
 
     def _published(self) -> Iterator["_Length"]:

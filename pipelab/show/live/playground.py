@@ -148,7 +148,7 @@ class Builder(ipywidgets.VBox):
         length = float(trace.makespan)
         with self.timeline.hold_sync():
             self.timeline.show(trace)
-            title = f"{sum(map(len, self.draft.schedule.rows))} actions placed"
+            title = f"my schedule: {length:g} long so far" if length else "my schedule: nothing placed yet"
             self.timeline.heading = [title, "outlines may come next: click one, or press F, B, I or W on a rank"]
             self.timeline.ghosts = _ghosts(self.draft.choices(self.split.value), trace, self.draft.costs)
             self.timeline.note = note

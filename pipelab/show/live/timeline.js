@@ -764,7 +764,7 @@ export class Timeline {
     this.style = style;
     this.bars = new Bars(rule, style.lanes);
     Object.assign(this, { from: 0, to: 1, fitted: true, cursor: null, at: -1, selected: -1, rank: 0 });
-    Object.assign(this, { arrows: false, now: null, ghosts: [], focused: false, due: 0, painted: 0, placing: false, heading: [] });
+    Object.assign(this, { arrows: false, now: null, ghosts: [], focused: false, due: 0, painted: 0, retries: 0, placing: false, heading: [] });
     this.build(element);
     this.recolour();
     this.watch();
@@ -781,6 +781,7 @@ export class Timeline {
       return made;
     };
     this.root = make("div", "timeline", null);
+    this.root.timeline = this; // for whoever wants to ask it from the browser's console
     this.head = make("div", "head");
     const words = make("div", "words", this.head);
     this.title = make("div", "title", words);
@@ -968,7 +969,12 @@ export class Timeline {
 
   paint() {
     const width = this.stage.clientWidth;
-    if (!width || !this.bars.header.ranks) return;
+    if (!this.bars.header.ranks) return;
+    if (!width) { // hidden for a moment, as while a notebook changes its theme: later sizes are observed
+      if (this.retries++ < 10) setTimeout(() => this.request("ground"), 200);
+      return;
+    }
+    this.retries = 0;
     const begun = performance.now();
     const { crowded } = this.frame || {};
     this.frame = new Frame(this.bars, width, this.from, this.to);
@@ -1252,7 +1258,7 @@ export class Timeline {
 
 /** What anywidget calls for each view of a widget. */
 function render({ model, el }) {
-  const view = new Timeline(el, { style: model.get("style"), rule: model.get("rule"), tell: (event) => model.send(event) });
+  const view = new Timeline(el, { style: model.get("looks"), rule: model.get("rule"), tell: (event) => model.send(event) });
   const follow = {
     frame: () => model.get("frame").byteLength && view.show(model.get("frame")),
     now: () => { view.now = model.get("now"); view.request("above"); },

@@ -35,7 +35,7 @@ class Timeline(anywidget.AnyWidget):
 
     _esm = HERE / "timeline.js"
     _css = HERE / "timeline.css"
-    style = traitlets.Dict(STYLE).tag(sync=True)
+    looks = traitlets.Dict(STYLE).tag(sync=True)  # DOMWidget has a `style` of its own
     rule = traitlets.Dict(RULE).tag(sync=True)
     frame = traitlets.Bytes().tag(sync=True)
     heading: Any = traitlets.List().tag(sync=True)  # title and figures, in place of the frame's own
