@@ -3,8 +3,8 @@
 `explore`, `playground` and `builder` give widgets in a notebook. With `PIPELAB_HEADLESS=1`, or where there is no
 notebook, they give the figure of `show.timeline` and the step as text. anywidget is loaded on first use.
 
-Read in this order: `columns` and `timeline.js` (the picture), `widget`, `page`; then `question`, `steps`, `draft`,
-`playground`; then `still`.
+Read in this order: `columns` and `timeline.js` (the picture), `widget`, `page`; then `question`, `steps`,
+`sliders`, `draft`, `build_mode`; then `still`.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,8 @@ from pipelab.show.memory import Curve
 from pipelab.trace import Number, Trace
 
 if TYPE_CHECKING:
-    from pipelab.show.live.playground import Builder, Playground
+    from pipelab.show.live.build_mode import Builder
+    from pipelab.show.live.sliders import Playground
     from pipelab.show.live.widget import Timeline
 
 __all__ = ["Question", "Still", "answer", "builder", "explore", "playground"]
@@ -54,7 +55,7 @@ def playground(**question: Any) -> "Playground | Still":
     if not in_a_notebook():
         found = answer(asked)
         return Still(found.trace, rows=found.rows)
-    from pipelab.show.live.playground import Playground
+    from pipelab.show.live.sliders import Playground
 
     return Playground(asked)
 
@@ -67,6 +68,6 @@ def builder(ranks: int = 3, microbatches: int = 4, costs: Costs | None = None) -
     """
     if not in_a_notebook():
         return Still(answer(Question("1f1b", ranks, microbatches)).trace)
-    from pipelab.show.live.playground import Builder
+    from pipelab.show.live.build_mode import Builder
 
     return Builder(ranks, microbatches, costs)

@@ -55,11 +55,14 @@ class Draft:
         self.placed.append(rank)
         return str(action)
 
-    def undo(self) -> None:
-        """Take the last action back, if there is one."""
-        if self.placed:
-            rank = self.placed.pop()
-            self._set_row(rank, self.schedule.rows[rank][:-1])
+    def undo(self) -> str:
+        """Take the last action back, if there is one, and say which."""
+        if not self.placed:
+            return "nothing to take back"
+        rank = self.placed.pop()
+        *left, last = self.schedule.rows[rank]
+        self._set_row(rank, tuple(left))
+        return f"took {last} back"
 
     def choices(self, split: bool) -> list[Choice]:
         """On every rank the next micro-batch of each stage and kind; whole backwards, or I and W if `split`."""
@@ -74,8 +77,8 @@ class Draft:
                         found.append(Choice(rank, action, refusal(self.schedule, rank, action) or ""))
         return found
 
-    def read(self, text: str) -> None:
-        """Take rows from a text, one line a rank. Raises ValueError for the first action that cannot come next."""
+    def read(self, text: str) -> str:
+        """Take rows from a text, one line a rank; gives how many actions. Raises ValueError for what cannot come next."""
         lines = [line.split("#")[0].split() for line in text.splitlines()]
         lines = [line for line in lines if line]
         if len(lines) > self.schedule.ranks:
@@ -96,6 +99,7 @@ class Draft:
             if head is not None:
                 raise ValueError(refusal(grown.schedule, rank, head))
         self.schedule, self.placed = grown.schedule, grown.placed
+        return f"read {len(self.placed)} actions"
 
     def trace(self) -> Trace:
         """The actions so far, in simulated time."""

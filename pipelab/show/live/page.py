@@ -4,17 +4,14 @@ import json
 from base64 import b64encode
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 from pipelab.show.live.columns import RULE, STYLE, trace_block
+from pipelab.show.live.script import script, stylesheet
 from pipelab.show.memory import Curve
 from pipelab.show.report import NOTHING_IS_FETCHED
 from pipelab.show.text import timeline_text
 from pipelab.trace import Number, Trace
 from pipelab.units import finding
-
-SCRIPT = Path(__file__).with_name("timeline.js")
-LOOKS = Path(__file__).with_name("timeline.css")
 
 START = """
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -45,9 +42,9 @@ def page_html(
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{NOTHING_IS_FETCHED}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
-        f"<title>{escape(finding(trace))}</title>\n<style>{LOOKS.read_text(encoding='utf-8')}\n"
+        f"<title>{escape(finding(trace))}</title>\n<style>{stylesheet()}\n"
         ":root { color-scheme: light dark } body { margin: 0 }</style>\n</head>\n"
         f'<body>\n<main id="timeline"></main>\n<script type="application/json" id="data">'
         f"{json.dumps(data).replace('<', chr(92) + 'u003c')}</script>\n"
-        f'<script type="module">\n{SCRIPT.read_text(encoding="utf-8")}{START}</script>\n</body>\n</html>\n'
+        f'<script type="module">\n{script()}{START}</script>\n</body>\n</html>\n'
     )

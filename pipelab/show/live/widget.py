@@ -1,7 +1,6 @@
 """How does the timeline live in a notebook? A widget that shows a trace, or grows with one while it happens."""
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from threading import Event, Lock, Thread
 from types import TracebackType
 from typing import Any
@@ -11,12 +10,12 @@ import traitlets
 
 from pipelab.action import parts
 from pipelab.show.live.columns import RULE, STYLE, TimeAxis, empty_block, shape, span_block, trace_block
+from pipelab.show.live.script import script, stylesheet
 from pipelab.show.memory import Curve
 from pipelab.show.text import timeline_text
 from pipelab.trace import Number, Span, Trace
 from pipelab.units import Unit, figures_text, finding
 
-HERE = Path(__file__).parent
 TIMES_A_SECOND = 10
 
 
@@ -33,8 +32,8 @@ class Timeline(anywidget.AnyWidget):
     '1f1b: 27.3 % of the step is idle. simulated time: makespan 33; bubbles: step 27.3 %, span 27.3 %, overhead 37.5 %.'
     """
 
-    _esm = HERE / "timeline.js"
-    _css = HERE / "timeline.css"
+    _esm = script()
+    _css = stylesheet()
     looks = traitlets.Dict(STYLE).tag(sync=True)  # DOMWidget has a `style` of its own
     rule = traitlets.Dict(RULE).tag(sync=True)
     frame = traitlets.Bytes().tag(sync=True)
