@@ -78,7 +78,7 @@ class Draft:
         return found
 
     def read(self, text: str) -> str:
-        """Take rows from a text, one line a rank; gives how many actions. Raises ValueError for what cannot come next."""
+        """Take rows from a text, one line a rank, and say how many actions. Raises ValueError for what is refused."""
         lines = [line.split("#")[0].split() for line in text.splitlines()]
         lines = [line for line in lines if line]
         if len(lines) > self.schedule.ranks:
