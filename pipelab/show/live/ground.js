@@ -169,11 +169,10 @@ function paintMemory(g, bars, frame, paints) {
   g.beginPath();
   g.rect(frame.left, frame.memoryTop - 4, frame.right - frame.left, MEMORY + 8);
   g.clip();
-  shown.forEach((rank, turn) => {
-    const line = paints.line(turn);
-    paintCurve(g, curves[rank], frame, y, line, 4 - (2.4 * turn) / Math.max(shown.length - 1, 3));
-    if (limits) paintCurve(g, curves[rank], frame, y, { colour: ground.alarm, dash: [] }, 5, limits[rank]);
-  });
+  g.globalAlpha = 0.35; // below the lines, so that one sees whose it is
+  for (const rank of limits ? shown : []) paintCurve(g, curves[rank], frame, y, { colour: ground.alarm, dash: [] }, 10, limits[rank]);
+  g.globalAlpha = 1;
+  shown.forEach((rank, turn) => paintCurve(g, curves[rank], frame, y, paints.line(turn), 4 - (2.4 * turn) / Math.max(shown.length - 1, 3)));
   g.restore();
   if (limits) paintLimits(g, frame, y, limits, paints);
   g.textAlign = "left";
