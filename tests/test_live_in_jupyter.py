@@ -85,9 +85,9 @@ def page(address):
         shown.on("request", lambda request: fetched.append(request.url))
         shown.on("pageerror", lambda error: wrong.append(str(error)))
         shown.goto(address)
-        ready = "window.jupyterapp?.shell.currentWidget?.context?.isReady"
-        shown.wait_for_function(ready)
+        shown.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.isReady")
         shown.wait_for_function("jupyterapp.shell.currentWidget.sessionContext?.session?.kernel?.status === 'idle'")
+        run_all(shown)
         yield shown
         browser.close()
     here = address.split("/lab/")[0]
@@ -105,7 +105,6 @@ def run_all(page):
 
 
 def test_all_runs_and_a_run_that_stops_half_way_leaves_what_was_executed(page):
-    run_all(page)
     bars = "[...document.querySelectorAll('.pipelab-timeline')].map((one) => one.dataset.bars)"
     assert page.evaluate(bars) == ["64", "18", "0", "48"]
     label = page.locator(".pipelab-stage").first.get_attribute("aria-label")

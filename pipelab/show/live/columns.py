@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelab.action import COMPUTE, MESSAGES, B, F, W, parts
+from pipelab.collector import collector_at_rest
 from pipelab.dependencies import GIVES, NEEDS
 from pipelab.lower import CARRIES, RECEIVED_FROM
 from pipelab.show.memory import Curve
@@ -94,7 +95,8 @@ def trace_block(
         header["curves"] = [len(curve) for curve in memory]
         points = [(in_time.of(time), number(amount)) for curve in memory for time, amount in curve]
         extra["curves"] = np.array(points, "<f8").reshape(-1)
-    return _block(header, {**_columns(trace.counted, axis, header), **extra})
+    with collector_at_rest():
+        return _block(header, {**_columns(trace.counted, axis, header), **extra})
 
 
 def span_block(spans: Iterable[Span], first: int, axis: TimeAxis) -> bytes:
@@ -147,23 +149,20 @@ def _columns(spans: Sequence[Span], axis: TimeAxis, header: dict[str, Any]) -> d
     kinds: dict[str, int] = {kind: place for place, kind in enumerate((*COMPUTE, *MESSAGES))}
     lanes = {lane: place for place, lane in enumerate(LANES)}
     bars = []
-    times = []
     for rank, lane, element, start, end, waited in spans:
         together = parts(element)
         wait_stage, wait_kind, wait_microbatch = waited if waited is not None else (-1, F, 0)
         for turn, (stage, kind, microbatch) in enumerate(together, start=len(together) > 1):
-            times.append((start, end))
             bars.append(
-                (stage, microbatch, wait_stage, wait_microbatch, rank,
+                (start, end, stage, microbatch, wait_stage, wait_microbatch, rank,
                  kinds.setdefault(kind, len(kinds)), kinds.setdefault(wait_kind, len(kinds)), lanes[lane], turn)
             )  # fmt: skip
     header["kinds"] = list(kinds)
-    table = np.array(bars, "<i8").reshape(-1, len(COLUMNS) - 2)
-    when = (np.array(times, "<f8").reshape(-1, 2) - float(axis.origin)) / axis.ticks * axis.unit.scale
-    pieces = [*when.T, *table.T]
-    return {
-        name: np.ascontiguousarray(piece, kind) for (name, kind), piece in zip(COLUMNS.items(), pieces, strict=True)
-    }
+    values = zip(*bars, strict=True) if bars else [()] * len(COLUMNS)
+    columns = {name: np.array(column, kind) for (name, kind), column in zip(COLUMNS.items(), values, strict=True)}
+    for name in ("start", "end"):
+        columns[name] = (columns[name] - float(axis.origin)) / axis.ticks * axis.unit.scale
+    return columns
 
 
 def _block(header: dict[str, Any], columns: Mapping[str, np.ndarray]) -> bytes:
