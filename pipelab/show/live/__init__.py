@@ -31,7 +31,7 @@ def explore(
 ) -> "Timeline | Still":
     """The step as an interactive timeline: zoom, pan, hover, select an action and see what it needs.
 
-    `memory` holds one curve of (time, bytes) a rank (as `Run.memory`); `limit` draws a line, one number or one a rank.
+    `memory` holds one curve of (time, bytes) a rank (as `Run.memory.curves`); `limit` draws a line, one number or one a rank.
     Raises ValueError when `memory` or `limit` does not fit the ranks.
 
     >>> from pipelab import Costs, build, simulate

@@ -42,19 +42,19 @@ function paintBand(g, bars, frame, paints, rank) {
   g.lineWidth = 1;
   g.font = "11px Helvetica, Arial, sans-serif";
   g.textAlign = "right";
-  g.fillText(`rank ${rank}:`, frame.left - 8, 8);
+  g.fillText(`rank ${rank}:`, frame.left - 8, 10);
   g.textAlign = "center";
   if (frame.crowded) {
     g.textAlign = "left";
-    g.fillText("zoom in", frame.right + 6, 8);
+    g.fillText("zoom in", frame.right + 6, 10);
     g.textAlign = "center";
   }
   ["warm-up", "steady", "cool-down"].forEach((name, turn) => {
     const from = Math.max(frame.x(times[turn]), frame.left), to = Math.min(frame.x(times[turn + 1]), frame.right);
     if (to - from < 3) return;
-    g.beginPath(); g.moveTo(from + 0.5, 15); g.lineTo(from + 0.5, 11); g.moveTo(to - 0.5, 11); g.lineTo(to - 0.5, 15);
-    g.moveTo(from + 0.5, 15); g.lineTo(to - 0.5, 15); g.stroke();
-    if (to - from > 6 * name.length + 6) g.fillText(name, (from + to) / 2, 7);
+    g.beginPath(); g.moveTo(from + 0.5, 17); g.lineTo(from + 0.5, 13); g.moveTo(to - 0.5, 13); g.lineTo(to - 0.5, 17);
+    g.moveTo(from + 0.5, 17); g.lineTo(to - 0.5, 17); g.stroke();
+    if (to - from > 6 * name.length + 6) g.fillText(name, (from + to) / 2, 9);
   });
 }
 

@@ -1,7 +1,7 @@
 // Where is everything, and what does it look like? Pixels, colours, hatches.
 
 const TILE = 8; // pixels of a hatch
-const GUTTER = 66, RIGHT = 74, BAND = 20, AXIS = 36, MEMORY = 112, GAP = 16, THIN = 7;
+const GUTTER = 66, RIGHT = 74, BAND = 22, AXIS = 36, MEMORY = 112, GAP = 16, THIN = 7;
 const MOST_ARROWS = 1500;
 const FONT = "12px Helvetica, Arial, sans-serif";
 
