@@ -150,6 +150,36 @@ def _deadlocked(schedule: Schedule) -> Iterator[Finding]:
         yield f"deadlock: rank {wait.rank}, position {wait.position}: {wait}{remedy}", wait.rank, wait.position
 
 
+def refusal(so_far: Schedule, rank: int, action: Action) -> str | None:
+    """Why `action` cannot come next on `rank` after the rows so far; None if it can.
+
+    It can when its stage is on that rank, it is not there yet, and all that it needs is. Rows that grow so can always
+    be run, and every schedule that can run can grow so.
+
+    >>> from pipelab import Placement
+    >>> empty = Schedule("mine", Placement.loop(2), 1, ((), ()))
+    >>> refusal(empty, 1, Action.parse("1F0"))
+    'rank 1, position 0: 1F0 needs 0F0, which is not placed yet; place it on rank 0 first'
+    """
+    rows = (*so_far.rows[:rank], (*so_far.rows[rank], action), *so_far.rows[rank + 1 :])
+    for sentence, _, _ in _misplaced(replace(so_far, rows=rows)):
+        return sentence
+    stage, kind, microbatch = action
+    where = f"rank {rank}, position {len(so_far.rows[rank])}"
+    placed = {known for _, _, known in so_far.actions()}
+    have = {known.kind for known in placed if (known.stage, known.microbatch) == (stage, microbatch)}
+    if kind in have:
+        return f"{where}: {action} is doubled: it is there already"
+    if B in have | {kind} and have & {I, W, B}:
+        return f"{where}: {_verdict(stage, microbatch, have | {F, kind})}"
+    given = {Action(known.stage, GIVES.get(known.kind, known.kind), known.microbatch) for known in placed}
+    for need in needs(action, so_far.stages):
+        if need not in given:
+            owner = so_far.placement.rank_of[need.stage]
+            return f"{where}: {action} needs {need}, which is not placed yet; place it on rank {owner} first"
+    return None
+
+
 class Wait(NamedTuple):
     """A rank stands at `position` before `element`, which needs `giver`; that is at position `at` of rank `on`."""
 

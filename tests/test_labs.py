@@ -117,6 +117,14 @@ def test_lab_10_holds_with_other_parameters(tmp_path, parameters):
     assert result.ok, result.error
 
 
+@pytest.mark.parametrize(("ranks", "microbatches"), [(2, 5), (5, 3)])
+def test_lab_00_holds_with_other_parameters(tmp_path, ranks, microbatches):
+    lab = find_labs("00")[0]
+    result = run_lab(lab, tmp_path / lab.name, {"ranks": ranks, "microbatches": microbatches})
+    assert result.ok, result.error
+    assert '"widgets"' not in (tmp_path / lab.name).read_text(encoding="utf-8")
+
+
 def test_a_check_that_fails_is_reported(tmp_path):
     """Or a green run would mean nothing."""
     notebook = json.loads(find_labs("01")[0].read_text(encoding="utf-8"))
@@ -170,6 +178,13 @@ def said(number, cells, **known):
             exec(sources[cell], scope)
             scope.update(known)
     return printed.getvalue()
+
+
+@pytest.mark.parametrize(("name", "reached"), [("1f1b", False), ("zb-h1", True), ("zb-h2", False)])
+def test_exercise_00_begins_unsolved_and_can_be_solved(name, reached):
+    rows = pl.build(name, 3, 4).to_text()
+    assert said("00", ["imports", "my-rows", "my-check"], my_rows=rows).endswith("\ntarget: reached\n") == reached
+    assert "target: not yet" in said("00", ["imports", "my-rows", "my-check"])
 
 
 EXERCISE_02 = ["imports", "ragged-word", "my-rounds", "my-check"]

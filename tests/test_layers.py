@@ -26,7 +26,7 @@ PLAIN |= {"collector", "grid", "rule", "score", "search", "planner", "lower", "e
 PLAIN |= {"explain", "units", "message_order", "flight_recorder", "wait_for", "failure", "feed", "live"}
 FACES = {"show", "cli", "labs", "labkit", "bench", "doctor", "__main__"}
 OPTIONAL = {"cloudpickle", "safetensors", "tqdm"}  # only where they are used
-DRAWING = {"plotly", "ipywidgets", "anywidget", "papermill", "nbformat", "nbconvert", "IPython"}
+DRAWING = {"plotly", "ipywidgets", "anywidget", "traitlets", "papermill", "nbformat", "nbconvert", "IPython"}
 
 
 def group(module):

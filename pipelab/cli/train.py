@@ -142,7 +142,7 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
     from pipelab.costs import Link
     from pipelab.data import Batches, load_text
     from pipelab.models import build_model
-    from pipelab.show.live import LiveText
+    from pipelab.show.live_text import LiveText
     from pipelab.training import train
     from pipelab.world import is_rank
 
