@@ -68,7 +68,7 @@ class _Line:
         self._watch: _Watch | None = None
         self._over = threading.Event()
         self._lock = threading.Lock()
-        store = TCPStore(address, port, is_master=False)
+        self._store = store = TCPStore(address, port, is_master=False)
         if rank == 0:
             listening = socket.create_server(("", 0), backlog=ranks)
             password = secrets.token_hex(16)
@@ -94,6 +94,7 @@ class _Line:
         self._say(returned=True)
         if self._watch is not None:
             self._watch.join()
+            self._store.delete_key(KEY)  # the next run of these processes has a port of its own
             if self._watch.error is not None:
                 raise self._watch.error
 
@@ -196,7 +197,7 @@ class _Watch(threading.Thread):
         self._counts[rank] = said.pop("count", self._counts.get(rank, 0))
         if said.pop("answer", False):
             self._answered.add(rank)
-        notes = [Note(*note[:4], tuple(note[4])) for note in said.pop("notes", ())]
+        notes = [Note._make([*note[:-1], tuple(note[-1])]) for note in said.pop("notes", ())]
         return replace(self._fates[rank], **said, notes=notes or self._fates[rank].notes)
 
     def _learn(self, rank: int, line: socket.socket | None, fate: Fate) -> None:

@@ -10,11 +10,19 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
 
+from pipelab.cuda_clock import CudaTurn, CudaWallClock, Stamps
+from pipelab.trace import Span
+
 Result = TypeVar("Result")
+Spans = list[Span]
+Curve = list[tuple[float, int]]
+"""Activation bytes over time, as (time, bytes) steps."""
 
 
 class Clock(Protocol):
@@ -33,11 +41,21 @@ class Clock(Protocol):
     def wait_until(self, arrival: float) -> None:
         """Go on only at this time."""
 
+    def settle(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
+        """After a step, what `run` gave in seconds: a clock may know its times only then."""
+
+
+class Measures(Protocol):
+    """Whatever lets one rank compute at a time and tells how long that took, such as `Turn`."""
+
+    def measure(self, work: Callable[[], Result]) -> tuple[Result, float]:
+        """Wait for the turn, do the work; give its result and its seconds."""
+
 
 class VirtualClock:
     """Counts the rank's own work and what it waited for, in seconds of a machine with one processor a rank."""
 
-    def __init__(self, turn: "Turn") -> None:
+    def __init__(self, turn: Measures) -> None:
         self._turn = turn
         self.now = 0.0
 
@@ -56,12 +74,15 @@ class VirtualClock:
         """Jump to the time when the message is there."""
         self.now = max(self.now, arrival)
 
+    def settle(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
+        """The same: virtual times are known at once."""
+        return spans, curve
+
 
 class WallClock:
     """The host's own clock. With more ranks than processors its timelines show time-sharing, not pipelines."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self) -> None:
         self._origin = time.perf_counter()
 
     @property
@@ -77,35 +98,69 @@ class WallClock:
         """Do the work between two looks at the clock."""
         start = self.now
         result = work()
-        _synchronize(self._device)
         return result, start, self.now
 
     def wait_until(self, arrival: float) -> None:
         """Sleep until then, if it is still to come."""
-        time.sleep(max(0.0, arrival - self.now))
+        seconds = arrival - self.now
+        if seconds > 0:  # even a sleep of no time gives the processor away
+            time.sleep(seconds)
+
+    def settle(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
+        """The same: the host's times are known at once."""
+        return spans, curve
 
 
 class Turn:
     """Lets one rank compute at a time and measures its work: the caches are its own, as on a processor of its own.
 
-    On a CPU the seconds are processor time of the rank's thread, which other programs cannot stretch; on an
-    accelerator, and where that clock is coarser than 10 microseconds, they are seconds that passed.
+    On a CPU the seconds are processor time of the rank's thread, which other programs cannot stretch; where that clock
+    is coarser than 10 microseconds, they are seconds that passed. `alone` is the lock that ranks share: of the threads
+    of a process, or a `FileLock` of the processes of a host. (On a GPU see `cuda_clock.CudaTurn`.)
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._alone = threading.Lock()
+    def __init__(self, device: torch.device, alone: AbstractContextManager[object] | None = None) -> None:
+        self._alone = alone or threading.Lock()
         fine = time.get_clock_info("thread_time").resolution <= 1e-5
         self._read = time.thread_time if device.type == "cpu" and fine else time.perf_counter
 
     def measure(self, work: Callable[[], Result]) -> tuple[Result, float]:
         """Wait for the turn, do the work; give its result and its duration."""
         with self._alone:
-            _synchronize(self._device)
             begin = self._read()
             result = work()
-            _synchronize(self._device)
             return result, self._read() - begin
+
+
+class FileLock:
+    """A lock between processes of one host: whoever holds the file. The system takes it back from one that dies."""
+
+    def __init__(self, path: str) -> None:
+        import fcntl  # POSIX only; where it is missing, nobody comes here
+
+        self._file = open(path, "rb")  # noqa: SIM115 (open for as long as the lock is used)
+        self._flock = partial(fcntl.flock, self._file)
+        self._take, self._give = fcntl.LOCK_EX, fcntl.LOCK_UN
+
+    def __enter__(self) -> None:
+        self._flock(self._take)
+
+    def __exit__(self, *exception: object) -> None:
+        self._flock(self._give)
+
+
+def make_turn(device: torch.device, alone: AbstractContextManager[object] | None = None) -> Measures:
+    """What measures work alone on this device; the ranks of a run on one host share the lock `alone`."""
+    return CudaTurn(device, alone) if device.type == "cuda" else Turn(device, alone)
+
+
+def make_clock(name: str, device: torch.device, turn: Measures) -> Clock:
+    """The clock of one rank, "virtual" or "wall"; the ranks that share `turn` compute one at a time in virtual time."""
+    if name == "virtual":
+        return VirtualClock(turn)
+    if name == "wall":
+        return CudaWallClock(Stamps()) if device.type == "cuda" else WallClock()
+    raise ValueError(f"a run's clock is 'virtual' or 'wall': got {name!r}")
 
 
 @contextlib.contextmanager
@@ -133,8 +188,3 @@ def _keep_freed_memory(threshold: int) -> None:
     if mallopt is not None:
         mallopt(trim_threshold, threshold)
         mallopt(mmap_threshold, threshold)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -16,13 +16,14 @@ class Held:
 
     __slots__ = ("_key", "_meter", "tensor")
 
-    def __init__(self, meter: "ActivationMeter", tensor: Tensor) -> None:
+    def __init__(self, meter: "ActivationMeter", tensor: Tensor, key: int) -> None:
         self.tensor = tensor
         self._meter = meter
-        self._key = meter._add(tensor)
+        self._key = key
 
     def __del__(self) -> None:
-        self._meter._remove(self._key)
+        if self._key:
+            self._meter._remove(self._key)
 
 
 class ActivationMeter:
@@ -40,44 +41,59 @@ class ActivationMeter:
     """
 
     def __init__(self, excluded: Iterable[Tensor] = ()) -> None:
-        self._excluded = {tensor.untyped_storage().data_ptr() for tensor in excluded}
+        self._excluded = {0, *(tensor.untyped_storage().data_ptr() for tensor in excluded)}  # 0: without memory
         self._holders: dict[int, list[int]] = {}
+        self._pack = self.save  # one object, to be recognised
         self.live = 0
         self.peak = 0
 
     def watch(self) -> torch.autograd.graph.saved_tensors_hooks:
         """A context in which everything that autograd saves is counted until autograd lets go of it."""
-        return torch.autograd.graph.saved_tensors_hooks(self.hold, lambda held: held.tensor)
+        return torch.autograd.graph.saved_tensors_hooks(self._pack, _saved)
+
+    @property
+    def sees_what_is_saved(self) -> bool:
+        """Whether nobody else's hooks take what autograd saves now, as a recomputation's do, to drop it."""
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+        return hooks is None or hooks[0] is self._pack
 
     def hold(self, tensor: Tensor) -> Held:
         """Count a tensor that the pipeline itself keeps, until the returned object is dropped."""
-        return Held(self, tensor)
+        held = self.save(tensor)
+        return held if isinstance(held, Held) else Held(self, tensor, 0)
+
+    def save(self, tensor: Tensor) -> Held | Tensor:
+        """Count a tensor that autograd saves: some twenty times a block, so parameters go straight through."""
+        storage = tensor.untyped_storage()
+        key = storage.data_ptr()
+        if key in self._excluded:
+            return tensor
+        holder = self._holders.get(key)
+        if holder is not None:
+            holder[0] += 1
+        else:
+            size = storage.nbytes()
+            self._holders[key] = [1, size]
+            self.live += size
+            if self.live > self.peak:
+                self.peak = self.live
+        return Held(self, tensor, key)
 
     def restart_peak(self) -> int:
         """The peak since the last restart; the next one begins at what is held now."""
         peak, self.peak = self.peak, self.live
         return peak
 
-    def _add(self, tensor: Tensor) -> int:
-        storage = tensor.untyped_storage()
-        key = storage.data_ptr()
-        if key == 0 or key in self._excluded:
-            return 0
-        holder = self._holders.setdefault(key, [0, storage.nbytes()])
-        holder[0] += 1
-        if holder[0] == 1:
-            self.live += holder[1]
-            self.peak = max(self.peak, self.live)
-        return key
-
     def _remove(self, key: int) -> None:
-        if key == 0:
-            return
         holder = self._holders[key]
         holder[0] -= 1
         if holder[0] == 0:
             self.live -= holder[1]
             del self._holders[key]
+
+
+def _saved(held: Held | Tensor) -> Tensor:
+    return held.tensor if type(held) is Held else held  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from pipelab.action import B, F, I, Pair, W
+from pipelab.action import Action, B, F, I, Pair, W
 from pipelab.costs import Costs, middle
 from pipelab.formulas import formula
 from pipelab.memory import Memory
@@ -21,7 +21,10 @@ class Run:
     """What a training run did: the loss of each step, the trace and the memory of a typical step, the bubbles.
 
     `traces` has one trace a step, `trace` the one of median makespan, and `memory` the activation bytes of that step
-    (its `peaks` are over all steps). `clock` says whose seconds these are.
+    (its `peaks` are over all steps). `clock` says whose seconds these are. `pids` has the process of each global rank,
+    `first` is whether this process tells of the run. `cores` is how many processors the ranks shared, where that is
+    known, and `residual` by how many seconds the clocks of different hosts may be apart. `norms` has, for each step of
+    a watched run, the norm of every stage's output (under its F) and of its input's gradient (under its I).
     """
 
     schedule: Schedule
@@ -31,15 +34,28 @@ class Run:
     trace: Trace
     memory: Memory
     model: nn.Sequential
+    pids: tuple[int, ...] = ()
+    first: bool = True
+    cores: int | None = None
+    residual: float = 0.0
+    norms: tuple[dict[Action, float], ...] = ()
 
     def __repr__(self) -> str:
-        step = f"{1e3 * self.step_seconds:.1f} ms a step in {self.clock} time"
+        step = f"{1e3 * self.step_seconds:.1f} ms a step in {self.clock_label}"
         return f"<Run of {self.schedule.name}: {len(self.losses)} steps, loss {self.losses[-1]:.3f}, {step}>"
 
     @property
     def clock(self) -> str:
         """ "virtual" or "wall"."""
         return self.trace.clock
+
+    @property
+    def clock_label(self) -> str:
+        """The clock in words, with a warning where a wall clock shows ranks that took turns on the processors."""
+        ranks = self.mesh.size
+        if self.clock == "wall" and self.cores is not None and self.cores < ranks:
+            return f"wall time, time-shared: {ranks} ranks on {self.cores} cores"
+        return f"{self.clock} time"
 
     @property
     def step_seconds(self) -> float:

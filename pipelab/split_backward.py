@@ -1,7 +1,8 @@
 """How can a backward be split into I and W? Put off the weight product of each Linear until W asks for it.
 
 I gives the gradient of the input, and of all other parameters (norms, embeddings, raw parameters); for each `nn.Linear`
-it keeps the layer's input and output gradient, and W multiplies them. Together they cost what B costs.
+it keeps the layer's input and output gradient, and W multiplies them. Together they cost what B costs. GPT-2's `Conv1D`
+in Hugging Face's transformers is a Linear whose matrix is stored transposed, and is put off too.
 (Qi et al. 2024, section 4; the same two products that autograd's own backward makes.)
 """
 
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipelab.memory import Held
+from pipelab.memory import ActivationMeter, Held
 
-Waiting = list[tuple[nn.Linear, Held, Held]]
+Waiting = list[tuple[Any, Held, Held]]
 """For one micro-batch: the linears whose weight gradient waits, each with its input and its output gradient."""
 
 
@@ -24,7 +25,7 @@ class _DeferredLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, linear: nn.Linear, put_off: Callable[..., None]
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, linear: Any, put_off: Callable[..., None]
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.linear, ctx.put_off = linear, put_off
@@ -43,7 +44,7 @@ class DeferredWeights:
 
     >>> from pipelab.memory import ActivationMeter
     >>> model = nn.Linear(2, 1, bias=False)
-    >>> with DeferredWeights(model, ActivationMeter().hold) as deferred:
+    >>> with DeferredWeights(model, ActivationMeter()) as deferred:
     ...     deferred.waiting = waiting = []
     ...     model(torch.ones(3, 2)).sum().backward()
     >>> model.weight.grad is None
@@ -52,27 +53,48 @@ class DeferredWeights:
     tensor([[3., 3.]])
     """
 
-    def __init__(self, module: nn.Module, hold: Callable[[Tensor], Held]) -> None:
-        self.linears = [child for child in module.modules() if isinstance(child, nn.Linear) and _deferrable(child)]
-        self.hold = hold
+    def __init__(self, module: nn.Module, meter: ActivationMeter) -> None:
+        self.linears = [child for child in module.modules() if _deferrable(child)]
+        self.meter = meter
         self.waiting: Waiting = []
 
     def __enter__(self) -> "DeferredWeights":
         for linear in self.linears:
-            linear.forward = partial(self._forward, linear)  # type: ignore[method-assign]
+            linear.forward = partial(self._forward, linear)
         return self
 
     def __exit__(self, *exception: object) -> None:
         for linear in self.linears:
             del linear.forward  # the class's own forward shows again
 
-    def _forward(self, linear: nn.Linear, x: Tensor) -> Tensor:
-        waiting = self.waiting  # the list of the micro-batch whose forward this is
+    def _forward(self, linear: Any, x: Tensor) -> Tensor:
+        # Of a contiguous input PyTorch makes one matrix product whether the weight asks for a gradient or not.
+        plain = x.requires_grad and x.is_contiguous() and torch.is_grad_enabled()
+        return self._native(linear, x) if plain and self.meter.sees_what_is_saved else self._saving(linear, x)
 
-        def put_off(linear: nn.Linear, x: Tensor, grad: Tensor) -> None:
-            waiting.append((linear, self.hold(x), self.hold(grad)))
+    def _native(self, linear: Any, x: Tensor) -> Tensor:
+        """PyTorch's own node gives the input's gradient, for it is not told of the parameters: half the overhead."""
+        waiting, meter = self.waiting, self.meter  # the list of the micro-batch whose forward this is
+        kept, version = meter.hold(x.detach()), x._version
+        bias = None if linear.bias is None else linear.bias.detach()
+        y = functional.linear(x, _matrix(linear).detach(), bias)
 
-        return _DeferredLinear.apply(x, linear.weight, linear.bias, linear, put_off)
+        def put_off(grad: Tensor) -> None:
+            if kept.tensor._version != version:
+                raise RuntimeError(f"the input of {linear} was changed in place before its backward; change a copy")
+            waiting.append((linear, kept, meter.hold(grad.detach())))
+
+        y.register_hook(put_off)
+        return y
+
+    def _saving(self, linear: Any, x: Tensor) -> Tensor:
+        """A node of our own, for an input without gradient, and where autograd must save x (to recompute it later)."""
+        waiting, meter = self.waiting, self.meter
+
+        def put_off(linear: Any, x: Tensor, grad: Tensor) -> None:
+            waiting.append((linear, meter.hold(x), meter.hold(grad)))
+
+        return _DeferredLinear.apply(x, _matrix(linear), linear.bias, linear, put_off)
 
 
 @torch.no_grad()
@@ -83,7 +105,7 @@ def pay(waiting: Waiting) -> None:
         linear, x, grad = waiting.pop(0)
         rows, columns = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (grad.tensor, x.tensor))
         if linear.weight.requires_grad:
-            _add(sums, linear.weight, rows.t() @ columns)
+            _add(sums, linear.weight, columns.t() @ rows if _transposed(linear) else rows.t() @ columns)
         if linear.bias is not None and linear.bias.requires_grad:
             _add(sums, linear.bias, rows.sum(0))
         del x, grad  # let go of the activations one layer at a time
@@ -91,7 +113,7 @@ def pay(waiting: Waiting) -> None:
         if parameter.grad is None:
             parameter.grad = gradient
         else:
-            parameter.grad += gradient
+            parameter.grad.add_(gradient)
 
 
 def _add(sums: dict[Tensor, Tensor], parameter: Tensor, gradient: Tensor) -> None:
@@ -99,9 +121,19 @@ def _add(sums: dict[Tensor, Tensor], parameter: Tensor, gradient: Tensor) -> Non
     sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
 
 
-def _deferrable(module: nn.Linear) -> bool:
+def _matrix(linear: Any) -> Tensor:
+    """The weight as [outputs, inputs]."""
+    return linear.weight.t() if _transposed(linear) else linear.weight
+
+
+def _transposed(module: nn.Module) -> bool:
+    """Whether this is the Conv1D of transformers, known by its name, for that package need not be there."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def _deferrable(module: Any) -> bool:
     """A plain Linear that owns its weight; subclasses, parametrised and hooked weights keep autograd's own backward."""
-    if type(module) is not nn.Linear or "forward" in vars(module):
+    if not (type(module) is nn.Linear or _transposed(module)) or "forward" in vars(module):
         return False
     own = isinstance(module._parameters.get("weight"), nn.Parameter) and module.weight.requires_grad
     return own and not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in module.parameters())

@@ -14,6 +14,7 @@ from pipelab.loss import Loss, weighted_loss
 from pipelab.memory import ActivationMeter, Held
 from pipelab.randomness import Randomness
 from pipelab.split_backward import DeferredWeights, Waiting, pay
+from pipelab.watch import Watch
 
 
 @dataclass
@@ -34,14 +35,15 @@ class Stage:
 
     def __init__(
         self, layers: nn.Sequential, *, first: bool, loss: Loss | None, split: bool,
-        randomness: Randomness, meter: ActivationMeter,
+        randomness: Randomness, meter: ActivationMeter, watch: Watch | None = None,
     ) -> None:  # fmt: skip
         self.layers = layers
         self.first = first
         self.loss = loss
         self.randomness = randomness
         self.meter = meter
-        self.deferred = DeferredWeights(layers, meter.hold) if split else None
+        self.watch = watch
+        self.deferred = DeferredWeights(layers, meter) if split else None
         self._kept: dict[int, _Kept] = {}
 
     def attached(self) -> AbstractContextManager[object]:
@@ -70,7 +72,10 @@ class Stage:
         if y.requires_grad:
             # The edge alone keeps the graph, so that the output's memory is free once it has been sent.
             kept.end = y if self.loss is not None else get_gradient_edge(y)
-        return y.detach()
+        given = y.detach()
+        if self.watch is not None:
+            self.watch.forward(self, microbatch, step, x, given, target, total)
+        return given
 
     def backward_input(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
         """I: the gradient of the input (None on the first stage), from that of the output (None at the loss)."""
@@ -82,9 +87,12 @@ class Stage:
         if end is not None:
             torch.autograd.backward(end, gradient)
         kept.input = kept.end = None  # from here on only the products that were put off are needed
-        if not x.requires_grad:
-            return None
-        return torch.zeros_like(x) if x.grad is None else x.grad
+        given = None
+        if x.requires_grad:
+            given = torch.zeros_like(x) if x.grad is None else x.grad
+        if self.watch is not None:
+            self.watch.backward(self, microbatch, x, gradient, given)
+        return given
 
     def backward_weight(self, microbatch: int) -> None:
         """W: add the weight gradients that I put off, and let go of the micro-batch."""

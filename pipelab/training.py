@@ -1,31 +1,51 @@
-"""Train a model with a schedule, for real: threads of this process are the ranks, and virtual time is their clock.
+"""Train a model with a schedule, for real: ranks are threads of this process in virtual time, or processes.
 
-Read next: `virtual_ranks`, then `reference` (what the numbers must equal).
+Read next: `ranks`, then `reference` (what the numbers must equal).
 """
 
 import itertools
+import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from pipelab.costs import Link
+from pipelab.launcher import launch, post
 from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import lower
 from pipelab.memory import Memory
 from pipelab.mesh import Mesh
+from pipelab.message_order import check_messages
 from pipelab.optimizer import Optimizer, adamw
+from pipelab.partition import cut
+from pipelab.process_rank import ProcessRank
+from pipelab.ranks import Job
 from pipelab.run import Run
 from pipelab.schedule import Schedule
 from pipelab.trace import Trace, median_trace
 from pipelab.validate import validate
 from pipelab.virtual_ranks import VirtualRanks
-from pipelab.worker import Record
+from pipelab.worker import Record, split_batch
+from pipelab.world import is_rank
+
+Batch = tuple[Tensor, Tensor]
+OnStep = Callable[[int, float], None]
+
+CLOCKS = {"memory": "virtual", "gloo": "virtual", "nccl": "wall"}
+"""The transports, and the clock of each unless said otherwise."""
+RULES = {"gloo": "tag", "nccl": "issue order"}
+"""How the libraries between processes match a send with its receive."""
+COMMUNICATION = ("overlapped", "blocking")
+
+NO_BATCH = "there is no batch to train on; give at least one (inputs, targets)"
+SLOW_IMPORTS = ("pipelab.training", "torch._dynamo")  # the first optimizer of a process imports the second
 
 
 def train(
     model: nn.Sequential,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Batch],
     schedule: Schedule,
     mesh: Mesh | None = None,
     *,
@@ -34,18 +54,29 @@ def train(
     steps: int | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    clock: str = "virtual",
+    transport: str = "memory",
+    clock: str | None = None,
+    comm: str = "overlapped",
     link: Link = Link(),  # noqa: B008 (a frozen value)
     at: list[int] | None = None,
-    on_step: Callable[[int, float], None] | None = None,
+    on_step: OnStep | None = None,
     timeout: float = 600.0,
+    watch: bool = False,
 ) -> Run:
     """Train `model`, cut into the schedule's stages, one step per batch; it is changed in place, as training does.
 
     `batches` gives (inputs, targets); each is cut into the schedule's M micro-batches. `steps` bounds how many are
-    taken. `at` cuts the model by hand (first layer of each stage after the first). `link` models the time of messages.
-    A warm-up step before the first leaves no trace: parameters, buffers, generators and batches are as they were.
-    Raises ScheduleError or ValueError before any work when something does not fit, RunError when a rank fails.
+    taken. `at` cuts the model by hand (first layer of each stage after the first). `link` models the time of messages;
+    with comm="blocking" a rank waits until each has arrived, "overlapped" goes on. A warm-up step before the first
+    leaves no trace: parameters, buffers, generators and batches are as they were. With `watch` norms of activations and
+    gradients are noted (`Run.norms`), and the first value that is not finite ends the run, with its layer's name.
+
+    transport="memory" plays all ranks in this process. With "gloo" (CPU) or "nccl" (a GPU each) they are processes: in
+    one that torchrun started, `train` runs its rank, and every rank calls it with the same arguments; otherwise it
+    starts them on this host. The clock is "virtual" or "wall" (for nccl, unless said otherwise).
+
+    Raises ScheduleError or ValueError before any work when something does not fit, RunError when a rank fails, and in
+    a rank that stops because another failed, Aborted.
 
     >>> from pipelab import build
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
@@ -57,34 +88,83 @@ def train(
     validate(schedule)
     mesh = mesh or Mesh(pp=schedule.ranks)
     _refuse_mesh(mesh, schedule)
-    steps_of = iter(batches) if steps is None else itertools.islice(batches, steps)
-    first = next(steps_of, None)
+    device = torch.device(device)
+    _refuse_machine(transport, device, comm, mesh, clock, link)
+    job = Job(
+        model=model, program=lower(schedule), mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
+        transport=transport, clock=clock or CLOCKS[transport], link=link, blocking=comm == "blocking", at=at,
+        timeout=timeout, watch=watch,
+    )  # fmt: skip
+    if transport in RULES:
+        check_messages(job.program, RULES[transport], blocking=job.blocking)
+    if transport in RULES and not is_rank():
+        return _launch(job, list(itertools.islice(batches, steps)), on_step)
+    return _train(job, batches if steps is None else itertools.islice(batches, steps), on_step)
+
+
+def _train(job: Job, batches: Iterable[Batch], on_step: OnStep | None = None) -> Run:
+    """Train in this process, which plays all ranks or one of them."""
+    batches = iter(batches)
+    first = next(batches, None)
     if first is None:
-        raise ValueError("there is no batch to train on; give at least one (inputs, targets)")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device}: torch sees no CUDA device here; use device='cpu'")
-    model.to(device)
-    ranks = VirtualRanks(model, lower(schedule), loss, optimizer, seed, torch.device(device), clock, link, at, timeout)
-    losses, traces, memories = [], [], []
-    with ranks:
+        raise ValueError(NO_BATCH)
+    losses = []
+    machine = VirtualRanks if job.transport == "memory" else ProcessRank
+    with machine(job) as ranks:
         ranks.warm_up(ranks.split(0, first))
-        for step, batch in enumerate(itertools.chain([first], steps_of)):
-            records = ranks.step(ranks.split(step, batch))
-            losses.append(_total_loss(records))
-            traces.append(_trace(schedule, clock, records))
-            memories.append(records)
+        for step, batch in enumerate(itertools.chain([first], batches)):
+            losses.append(ranks.step(ranks.split(step, batch)))
             if on_step is not None:
                 on_step(step, losses[-1])
+        records = ranks.collect()
+        pids, residual = ranks.pids, ranks.residual
+    schedule = job.program.schedule
+    traces = [_trace(schedule, job.clock, of_step) for of_step in records]
     typical = median_trace(traces)
     return Run(
         schedule=schedule,
-        mesh=mesh,
+        mesh=job.mesh,
         losses=losses,
         traces=traces,
         trace=typical,
-        memory=_memory(memories, traces.index(typical)),
-        model=model,
+        memory=_memory(records, traces.index(typical)),
+        model=job.model,
+        pids=pids,
+        first=not is_rank() or os.environ["RANK"] == "0",
+        cores=_cores() if job.device.type == "cpu" else None,
+        residual=residual,
+        norms=tuple({a: norm for record in of_step for a, norm in record.norms.items()} for of_step in records),
     )
+
+
+def _launch(job: Job, batches: list[Batch], on_step: OnStep | None) -> Run:
+    """Train in processes of this host, one a rank, and bring the trained model back into the caller's own."""
+    cut(job.model, job.program.schedule.stages, at=job.at)  # refuses what does not fit before a process is started
+    if not batches:
+        raise ValueError(NO_BATCH)
+    for step, batch in enumerate(batches):
+        split_batch(step, batch, job.program.schedule.microbatches)
+    tell = None if on_step is None else lambda rank, done: on_step(*done)
+    run, *_ = launch(
+        _train_rank, job, batches, ranks=job.mesh.size, timeout=job.timeout, on_post=tell, preload=SLOW_IMPORTS
+    )
+    with torch.no_grad():
+        for ours, trained in zip(_values(job.model), _values(run.model), strict=True):
+            ours.copy_(trained)
+    return replace(run, model=job.model)
+
+
+def _train_rank(job: Job, batches: list[Batch]) -> Run | None:
+    """One rank of `_launch`; the first brings the run home."""
+    first = os.environ["RANK"] == "0"
+    run = _train(job, batches, (lambda step, loss: post((step, loss))) if first else None)
+    job.model.cpu()  # the caller has no GPU in use, and gets none
+    return run if first else None
+
+
+def _values(model: nn.Module) -> list[Tensor]:
+    """What training changes in a model."""
+    return [*model.parameters(), *model.state_dict().values()]
 
 
 def _refuse_mesh(mesh: Mesh, schedule: Schedule) -> None:
@@ -94,9 +174,28 @@ def _refuse_mesh(mesh: Mesh, schedule: Schedule) -> None:
         raise ValueError(f"train runs pipelines only as yet: got dp={mesh.dp}, tp={mesh.tp}; leave both at 1")
 
 
-def _total_loss(records: list[Record]) -> float:
-    shares = {microbatch: share for record in records for microbatch, share in record.losses.items()}
-    return sum(shares[microbatch] for microbatch in sorted(shares))
+def _refuse_machine(transport: str, device: torch.device, comm: str, mesh: Mesh, clock: str | None, link: Link) -> None:
+    if transport not in CLOCKS:
+        raise ValueError(f"transport {transport} is not there; it is one of {', '.join(CLOCKS)}")
+    if comm not in COMMUNICATION:
+        raise ValueError(f"comm is {' or '.join(map(repr, COMMUNICATION))}: got {comm!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: torch sees no CUDA device here; use device='cpu'")
+    if transport == "nccl" and clock == "virtual":
+        raise ValueError("transport nccl runs on the wall clock; use memory or gloo for virtual time")
+    if transport == "nccl" and link != Link():
+        raise ValueError("transport nccl has real links: leave latency and bandwidth out, or use memory or gloo")
+    if transport == "nccl":
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", mesh.size)) if is_rank() else mesh.size
+        gpus = torch.cuda.device_count()
+        if device.type != "cuda":
+            raise ValueError(f"transport nccl moves data between GPUs: got device {device}; use gloo, or device cuda")
+        if gpus < here:
+            raise ValueError(f"transport nccl needs a GPU a rank: {here} ranks and {gpus} GPUs on this host; use gloo")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _trace(schedule: Schedule, clock: str, records: list[Record]) -> Trace:

@@ -14,11 +14,13 @@ from pipelab.clock import Clock
 from pipelab.costs import Link
 from pipelab.dependencies import GIVES, Value, sources
 from pipelab.flight_recorder import FlightRecorder
+from pipelab.loss import count_targets
 from pipelab.lower import CARRIES, RECEIVED_FROM, Program
 from pipelab.memory import ActivationMeter, Held
 from pipelab.stage import Stage
 from pipelab.trace import Span
 from pipelab.transport import Message, Transport
+from pipelab.watch import Finding
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class Microbatches:
     targets: Sequence[Tensor]
     total: int
 
+    def to(self, device: torch.device) -> "Microbatches":
+        """The same on a device."""
+        inputs, targets = ([tensor.to(device) for tensor in tensors] for tensors in (self.inputs, self.targets))
+        return Microbatches(self.step, inputs, targets, self.total)
+
 
 @dataclass
 class Record:
@@ -38,6 +45,8 @@ class Record:
     spans: list[Span] = field(default_factory=list)
     curve: list[tuple[float, int]] = field(default_factory=list)
     losses: dict[int, float] = field(default_factory=dict)
+    norms: dict[Action, float] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
 
     @property
     def peak(self) -> int:
@@ -50,7 +59,7 @@ class Worker:
 
     def __init__(
         self, rank: int, program: Program, stages: Mapping[int, Stage], *,
-        transport: Transport, clock: Clock, meter: ActivationMeter, link: Link, recorder: FlightRecorder | None = None,
+        transport: Transport, clock: Clock, meter: ActivationMeter, link: Link, blocking: bool = False,
     ) -> None:  # fmt: skip
         self.rank = rank
         self.program = program
@@ -59,7 +68,8 @@ class Worker:
         self.clock = clock
         self.meter = meter
         self.link = link
-        self.recorder = recorder or FlightRecorder()
+        self.blocking = blocking
+        self.recorder = FlightRecorder()
         self.at: Element | None = None
         self._values: dict[Action, tuple[Tensor, Action, Held | None]] = {}
         self._sent = {(s.stage, CARRIES[s.kind]) for e in program.rows[rank] for s in parts(e) if s.kind in CARRIES}
@@ -84,6 +94,9 @@ class Worker:
                 self._work(step, batch, record, waited)
                 waited = None
         self.at = None
+        record.spans, record.curve = self.clock.settle(record.spans, record.curve)
+        for stage in self.stages.values():
+            self._watched(stage, record)
         assert not self._values, f"rank {self.rank} still holds {list(self._values)}"
         return record
 
@@ -116,11 +129,12 @@ class Worker:
 
     def _send(self, step: Action, record: Record) -> None:
         tensor, giver, _ = self._values.pop(Action(step.stage, CARRIES[step.kind], step.microbatch))
-        tensor = tensor.contiguous()
         departure = self.clock.now
         arrival = departure + self.link.seconds(tensor.nbytes)
         record.spans.append(Span(self.rank, "send", step, departure, arrival))
         self.transport.send(step, Message(tensor, arrival, giver))
+        if self.blocking:
+            self.clock.wait_until(arrival)
 
     def _input(self, action: Action, source: Value) -> Tensor:
         """The value that another stage gave for this action; it is this action's alone, so it is let go here."""
@@ -145,6 +159,12 @@ class Worker:
     def _backward_weight(self, action: Action, batch: Microbatches, record: Record) -> None:
         self.stages[action.stage].backward_weight(action.microbatch)
 
+    def _watched(self, stage: Stage, record: Record) -> None:
+        if (watch := stage.watch) is not None:
+            watch.weights(stage.layers)
+            record.norms |= {Action(watch.stage, kind, m): norm for (kind, m), norm in watch.norms.items()}
+            record.findings += [watch.first] if watch.first is not None else []
+
     def _gradient(self, action: Action) -> Tensor | None:
         gradients = [self._input(action, source) for source in self._others(action)]
         return gradients[0] if gradients else None
@@ -155,11 +175,13 @@ class Worker:
         return [source for source in needed if source[0] != action.stage]
 
 
-def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int, total: int) -> Microbatches:
+def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int) -> Microbatches:
     """Cut a batch (inputs, targets) along its first dimension into M micro-batches, as even as it goes.
 
-    Raises ValueError when the batch has fewer rows than micro-batches.
+    Raises ValueError when it is no such pair, or has fewer rows than micro-batches.
     """
+    if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch)):
+        raise ValueError(f"step {step}: a batch is a pair of tensors (inputs, targets): got {type(batch).__name__}")
     inputs, targets = batch
     if len(inputs) != len(targets):
         raise ValueError(
@@ -170,6 +192,5 @@ def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int, tota
             f"step {step}: a batch of {len(inputs)} rows cannot be cut into {microbatches} micro-batches;"
             " give larger batches or ask for fewer micro-batches"
         )
-    return Microbatches(
-        step, torch.tensor_split(inputs, microbatches), torch.tensor_split(targets, microbatches), total
-    )
+    inputs_of, targets_of = (torch.tensor_split(tensor, microbatches) for tensor in (inputs, targets))
+    return Microbatches(step, inputs_of, targets_of, count_targets(targets))

@@ -429,6 +429,17 @@ def test_trace_and_page_are_written(pipelab, tmp_path):
     assert sorted(tmp_path.iterdir()) == [page, trace]
 
 
+def test_over_processes_the_figures_have_the_same_fields_and_the_same_losses(pipelab):
+    options = ("--pp", 2, "--microbatches", 3, "--steps", 2, "--check", "--json")
+    here, there = (pipelab(*train(*options, "--transport", name)).json for name in ("memory", "gloo"))
+    assert list(here) == list(there)
+    for same in ("losses", "peak_activation_bytes", "max_parameter_difference", "clock", "mesh"):
+        assert here[same] == there[same]
+    assert there["transport"] == "gloo"
+    assert len(set(there["pids"])) == 2 and os.getpid() not in there["pids"]
+    assert here["pids"] == [os.getpid()] * 2
+
+
 def test_a_text_file_of_ones_own_is_trained_on(pipelab, tmp_path):
     text = tmp_path / "mine.txt"
     text.write_text("to be or not to be, that is the question\n" * 9)
@@ -455,9 +466,9 @@ def test_without_json_a_person_reads_losses_bubbles_and_memory(pipelab):
         (["--microbatches", 10**9], ["20 million"]),
         (["--tp", 2], ["--tp 2"]),
         (["--dp", 2], ["--dp 2"]),
-        (["--transport", "gloo"], ["--transport gloo", "memory"]),
-        (["--transport", "nccl"], ["--transport nccl", "memory"]),
+        (["--transport", "nccl"], ["--transport nccl", "--device cuda"]),
         (["--transport", "pigeon"], ["--transport pigeon", "memory"]),
+        (["--comm", "telepathic"], ["--comm", "blocking"]),
         (["--device", "tpu"], ["--device", "tpu"]),
         (["--clock", "sun"], ["--clock", "sun"]),
         (["--model", "huge"], ["--model", "huge", "tiny"]),

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pipelab as pl
-from pipelab import virtual_ranks
+from pipelab import ranks
 from pipelab.memory import ActivationMeter, Memory
 from pipelab.models import Block, GPTConfig, build_model
 from pipelab.randomness import Randomness
@@ -164,7 +164,7 @@ def meters(monkeypatch):
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr(virtual_ranks, "ActivationMeter", Seen)
+    monkeypatch.setattr(ranks, "ActivationMeter", Seen)
     return made
 
 

@@ -218,6 +218,35 @@ def test_a_recomputed_linear_leaves_its_product_with_its_own_micro_batch(order, 
     assert all(torch.equal(p.grad, q.grad) for p, q in zip(layers.parameters(), whole.parameters(), strict=True))
 
 
+def test_an_input_changed_in_place_before_its_backward_is_refused_as_by_autograd():
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x + 1
+            y = self.linear(x)
+            x.add_(1)
+            return y
+
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        Overwrites()(torch.ones(2, 4)).sum().backward()
+    with pytest.raises(RuntimeError, match="changed in place before its backward"):
+        backward_in_halves(nn.Sequential(Overwrites()), [torch.ones(2, 4)], [torch.ones(2, 4)])
+
+
+def test_a_recomputed_linear_holds_nothing_until_its_backward():
+    layers = nn.Sequential(Checkpointed(reentrant=False))
+    stage = stage_of(layers)
+    with stage.attached():
+        stage.forward(0, torch.ones(6, 4), step=0)
+        assert stage.meter.live == 6 * 4 * 4  # the input alone
+        stage.backward_input(0, torch.ones(6, 4))
+        stage.backward_weight(0)
+    assert stage.meter.live == 0
+
+
 # ---- what is put off, and what it costs
 
 
@@ -300,7 +329,7 @@ def frozen() -> nn.Module:
 def test_other_than_plain_linears_are_left_to_autograd_and_come_out_equal(make):
     torch.manual_seed(0)
     layers = nn.Sequential(make(), nn.Linear(4, 2))
-    deferred = DeferredWeights(layers, ActivationMeter().hold)
+    deferred = DeferredWeights(layers, ActivationMeter())
     assert deferred.linears == [layers[1]]
     if make is not replaced_forward:  # a deep copy would keep the lambda of the original
         assert_halves_equal_the_whole(layers, 6, 4, dtype=torch.float32)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import pipelab as pl
+from pipelab.failure import RunError
 from pipelab.loss import IGNORED
 from pipelab.models import GPT, GPTConfig
 from pipelab.reference import train_uncut
 from pipelab.schedules import chunks_of
 from pipelab.training import train
-from pipelab.virtual_ranks import RunError
 
 CONFIG = GPTConfig(vocabulary=17, width=8, heads=2, layers=22, context=5, dropout=0.1)
 SHALLOW = dataclasses.replace(CONFIG, layers=10)

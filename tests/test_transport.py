@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import pipelab as pl
+from pipelab.failure import RunError
 from pipelab.transport import Aborted, Message
 from pipelab.transport.memory import Mailboxes
-from pipelab.virtual_ranks import RunError
 
 BATCH = torch.ones(8, 4), torch.ones(8, 4)
 

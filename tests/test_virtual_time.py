@@ -353,7 +353,7 @@ def test_on_the_wall_clock_nothing_is_received_before_it_has_arrived():
 
 
 def test_the_wall_clock_does_not_wait_for_what_is_past():
-    ours = WallClock(torch.device("cpu"))
+    ours = WallClock()
     ours.restart(origin=time.perf_counter())
     ours.wait_until(-10.0)
     _, start, end = ours.run(lambda: None)

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from pipelab.cli import bench, export, labs, schedules, simulate, train
+from pipelab.cli import bench, doctor, export, labs, schedules, simulate, train
 from pipelab.cli.parser import CommandError, Parser
 
 COMMANDS = {
@@ -17,6 +17,7 @@ COMMANDS = {
     "simulate": simulate,
     "train": train,
     "labs": labs,
+    "doctor": doctor,
     "export": export,
     "bench": bench,
 }

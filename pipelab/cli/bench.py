@@ -1,4 +1,4 @@
-"""Measure pipelab: its simulator beside its peers, its virtual time beside the replay."""
+"""Measure pipelab: its simulator beside its peers, its virtual time beside the replay, its launches beside torchrun."""
 
 import argparse
 import sys
@@ -11,8 +11,11 @@ EXAMPLE = "pipelab bench simulate --actions 100000"
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """The options of `pipelab bench`."""
-    what = "simulate: actions a second of the simulators; replay: measured bubble beside the replayed one"
-    command.add_argument("what", choices=["simulate", "replay"], help=what)
+    what = (
+        "simulate: actions a second of the simulators; replay: measured bubble beside the replayed one;"
+        " launch: seconds until all ranks have met"
+    )
+    command.add_argument("what", choices=list(BENCHES), help=what)
     command.add_argument("--actions", type=count, default=100_000, help="simulate: of each schedule (100000)")
     command.add_argument("--steps", type=count, default=5, help="replay: counted steps of each run (5)")
     add_json(command)
@@ -20,13 +23,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print one row a case."""
-    rows = _simulators(options) if options.what == "simulate" else _replays(options)
+    measure, print_rows = BENCHES[options.what]
+    rows = measure(options)
     if options.json:
         print_json({"rows": rows})
-    elif options.what == "simulate":
-        _print_simulators(rows)
     else:
-        _print_replays(rows)
+        print_rows(rows)
 
 
 def _simulators(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -42,6 +44,14 @@ def _replays(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     total = len(SCHEDULES) * len(SHAPES)
     return list(tqdm(compare_with_replay(options.steps), total=total, unit="run", file=sys.stderr, delay=2))
+
+
+def _launches(options: argparse.Namespace) -> list[dict[str, Any]]:
+    from tqdm import tqdm
+
+    from pipelab.bench.launch import RANKS, time_launches
+
+    return list(tqdm(time_launches(), total=len(RANKS), unit="row", file=sys.stderr, delay=2))
 
 
 def _print_simulators(rows: list[dict[str, Any]]) -> None:
@@ -61,3 +71,19 @@ def _print_replays(rows: list[dict[str, Any]]) -> None:
         shape = f"{row['schedule']:<12} {row['ranks']:>5} {row['microbatches']:>13}"
         difference = row["measured"] - row["replayed"]
         print(f"{shape} {row['measured']:>9.4f} {row['replayed']:>9.4f} {difference:>+10.4f}")
+
+
+def _print_launches(rows: list[dict[str, Any]]) -> None:
+    print("seconds until all ranks have met (wall clock): pipelab's first launch and later ones, spawn, torchrun")
+    print(f"{'ranks':>5} {'first':>8} {'later':>8} {'spawn':>8} {'torchrun':>9}")
+    for row in rows:
+        ours = f"{row['ranks']:>5} {row['cold_seconds']:>8.2f} {row['warm_seconds']:>8.3f}"
+        print(f"{ours} {row['spawn_seconds']:>8.2f} {row['torchrun_seconds']:>9.2f}")
+
+
+BENCHES = {
+    "simulate": (_simulators, _print_simulators),
+    "replay": (_replays, _print_replays),
+    "launch": (_launches, _print_launches),
+}
+"""For each `what`: how its rows are measured, and printed."""

@@ -56,11 +56,17 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=seed, default=0, help="seed of parameters, batches and dropout (0)")
     command.add_argument("--dtype", choices=["float32", "float64", "bfloat16"], default="float32")
     command.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    command.add_argument("--transport", default="memory", help="memory: ranks are threads of one process")
-    command.add_argument("--clock", choices=["virtual", "wall"], help="virtual unless said otherwise")
+    command.add_argument(
+        "--transport", default="memory", metavar="NAME",
+        help="memory: ranks are threads of one process; gloo: processes; nccl: processes with a GPU each (memory)",
+    )  # fmt: skip
+    command.add_argument("--comm", choices=["overlapped", "blocking"], default="overlapped",
+        help="blocking: a rank waits until its message has arrived (overlapped)")  # fmt: skip
+    command.add_argument("--clock", choices=["virtual", "wall"], help="virtual, for nccl wall, unless said otherwise")
     command.add_argument("--latency", type=duration, default=0, metavar="SECONDS", help="modelled, of each message (0)")
     command.add_argument("--bandwidth", type=duration, metavar="BYTES/S", help="modelled, of each link (unlimited)")
     command.add_argument("--check", action="store_true", help="in float64, compare with the uncut model")
+    command.add_argument("--watch", action="store_true", help="note norms, and name the first value that is not finite")
     add_explain(command)
     command.add_argument("--html", type=writable, metavar="FILE", help="write a page with timeline and memory")
     command.add_argument("--trace", type=writable, metavar="FILE", help="write the trace as JSON")
@@ -72,6 +78,8 @@ def run(options: argparse.Namespace) -> int:
     schedule = _asked_schedule(options)
     _refuse_what_is_not_there(options)
     run_, difference = _train(options, schedule)
+    if not run_.first:
+        return 0  # of several processes one tells what all have measured
     if options.trace:
         options.trace.write_text(run_.trace.to_json())
     if options.html:
@@ -106,8 +114,12 @@ def _asked_schedule(options: argparse.Namespace) -> Schedule:
 def _refuse_what_is_not_there(options: argparse.Namespace) -> None:
     import torch
 
-    if options.transport != "memory":
-        raise CommandError(f"--transport {options.transport} is not there; this version runs memory only")
+    from pipelab.training import CLOCKS
+
+    if options.transport not in CLOCKS:
+        raise CommandError(f"--transport {options.transport} is not there; it is one of {', '.join(CLOCKS)}")
+    if options.transport == "nccl" and options.device == "cpu":
+        raise CommandError("--transport nccl moves data between GPUs; add --device cuda, or use --transport gloo")
     for axis in ("tp", "dp"):
         if getattr(options, axis) != 1:
             raise CommandError(f"--{axis} {getattr(options, axis)} is not there; this version runs --{axis} 1 only")
@@ -126,6 +138,7 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
     from pipelab.data import Batches, load_text
     from pipelab.models import build_model
     from pipelab.training import train
+    from pipelab.world import is_rank
 
     dtype = torch.float64 if options.check else getattr(torch, options.dtype)
     text = load_text(options.data)
@@ -139,7 +152,8 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
         seed=options.seed,
         steps=options.steps,
     )
-    with tqdm(total=options.steps, unit="step", desc=schedule.name, file=sys.stderr, delay=2) as bar:
+    quiet = is_rank() and os.environ["RANK"] != "0"
+    with tqdm(total=options.steps, unit="step", desc=schedule.name, file=sys.stderr, delay=2, disable=quiet) as bar:
 
         def on_step(step: int, loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -152,11 +166,15 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
             Mesh(dp=options.dp, pp=options.pp, tp=options.tp),
             seed=options.seed,
             device=options.device,
-            clock=options.clock or "virtual",
+            transport=options.transport,
+            clock=options.clock,
+            comm=options.comm,
             link=Link(float(options.latency), float(options.bandwidth or "inf")),
             on_step=on_step,
+            watch=options.watch,
         )
-    return result, None if uncut is None else _difference(options, result, uncut, batches)
+    compare = uncut is not None and result.first
+    return result, _difference(options, result, uncut, batches) if compare else None
 
 
 def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches: Any) -> float:
@@ -168,24 +186,26 @@ def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches:
     here = [tuple(tensor.to(options.device) for tensor in batch) for batch in batches]
     train_uncut(uncut, here, options.microbatches, seed=options.seed)
     ours = result.parameters()
-    apart = [(ours[name] - theirs.detach()).abs().max() for name, theirs in uncut.named_parameters()]
+    apart = [(ours[name].cpu() - theirs.detach().cpu()).abs().max() for name, theirs in uncut.named_parameters()]
     return float(torch.stack(apart).max())  # NaN if any of them is, as Python's max() is not
 
 
 def _figures(options: argparse.Namespace, result: "Run", difference: float | None) -> dict[str, Any]:
     mesh = result.mesh
+    watched = {"norms": {"activations": _norms(result, "F"), "gradients": _norms(result, "I")}} if options.watch else {}
     return {
         "schedule": result.schedule.name,
         "mesh": {"pp": mesh.pp, "tp": mesh.tp, "dp": mesh.dp},
         "transport": options.transport,
         "device": options.device,
         "clock": result.clock,
-        "pids": [os.getpid()] * mesh.size,
+        "pids": result.pids,
         "losses": result.losses,
         "step_seconds": result.step_seconds,
         "bubble": result.bubbles(),
         "peak_activation_bytes": result.memory.peaks,
         "max_parameter_difference": difference,
+        **watched,
     }
 
 
@@ -195,7 +215,7 @@ def _summary(result: "Run", difference: float | None) -> list[tuple[str, str]]:
 
     bubbles = result.bubbles()
     rows = [("loss", f"{result.losses[0]:.3f} in the first step, {result.losses[-1]:.3f} in the last")]
-    rows.append(("step", f"{1e3 * result.step_seconds:.1f} ms ({result.clock} time, median)"))
+    rows.append(("step", f"{1e3 * result.step_seconds:.1f} ms ({result.clock_label}, median)"))
     for kind in BUBBLES:
         shown = [f"{percent(figures[kind])} {how}" for how, figures in bubbles.items() if figures]
         rows.append((f"bubble {kind}", ", ".join(shown) + (" (median over the steps)" if kind == "step" else "")))
@@ -203,9 +223,21 @@ def _summary(result: "Run", difference: float | None) -> list[tuple[str, str]]:
         rows.append(("formula", "these values lie outside its domain"))
     peaks = " ".join(f"{peak / 2**20:.2f}" for peak in result.memory.peaks)
     rows.append(("peak activations", f"{peaks} MiB by rank"))
+    for kind, what in (("F", "activations"), ("I", "gradients")):
+        if norms := _norms(result, kind):
+            rows.append((f"norm, {what}", f"{' '.join(f'{norm:.3g}' for norm in norms)} by stage, last step"))
     if difference is not None:
         rows.append(("check", f"parameters differ from the uncut model by at most {difference:g}"))
     return rows
+
+
+def _norms(result: "Run", kind: str) -> list[float]:
+    """Of a watched run: each stage's largest norm in the last step; the first stage gives no gradient."""
+    largest: dict[int, float] = {}
+    for action, norm in result.norms[-1].items():
+        if action.kind == kind:
+            largest[action.stage] = max(norm, largest.get(action.stage, 0.0))
+    return [largest[stage] for stage in sorted(largest)]
 
 
 def _print_figures(result: "Run", difference: float | None) -> None:

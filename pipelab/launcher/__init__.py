@@ -10,9 +10,10 @@ import os
 import pickle
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from pipelab.host import cores
 from pipelab.launcher import frames
 from pipelab.launcher.rank import post, recorder
 from pipelab.launcher.server import Server
@@ -33,6 +34,7 @@ def launch(
     timeout: float | None = 60.0,
     threads: int | None = None,
     on_post: Callable[[int, Any], None] | None = None,
+    preload: Sequence[str] = (),
 ) -> list[Any]:
     """Run `function(*arguments)` as `ranks` processes of this host, and give what each returns, by rank.
 
@@ -40,6 +42,7 @@ def launch(
     The function may be defined in a notebook cell. What the ranks print is shown as it comes, with the rank in front.
     `timeout` is how many seconds may pass without a sign of life of any rank (a recorded action, a post, a line):
     then the launch has failed; None waits for ever. `threads` is torch's threads in a rank (the cores, shared evenly).
+    `preload` names modules that are slow to import: that is done once, not in every rank of every launch.
     `on_post(rank, value)` receives, in this thread, what a rank sends with `pipelab.launcher.post`.
 
     Raises RunError when a rank raises, is killed, leaves early or hangs; ValueError for what cannot be launched.
@@ -60,9 +63,11 @@ def launch(
         "path": [path or os.getcwd() for path in sys.path],
         "folder": os.getcwd(),
         "sources": _sources_without_files(),
-        "threads": threads or max(1, _cores() // ranks),
+        "threads": threads or max(1, cores() // ranks),
     }
-    with Team(_living_server(), ranks, _name(function), timeout, on_post) as team:
+    server = _living_server()
+    server.load(preload)
+    with Team(server, ranks, _name(function), timeout, on_post) as team:
         results = team.run(order)
     return [frames.unpack(result) for result in results]
 
@@ -90,10 +95,6 @@ def _sources_without_files() -> dict[str, Any]:
     """The source of notebook cells, so that a rank's traceback can show the line."""
     cells = {name: entry for name, entry in linecache.cache.items() if len(entry) > 1 and not os.path.exists(name)}
     return {name: (entry[0], None, entry[2], entry[3]) for name, entry in cells.items()}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _living_server() -> Server:

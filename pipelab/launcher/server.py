@@ -12,6 +12,7 @@ caller closes its end, the server kills the rank with everything that the rank h
 import contextlib
 import ctypes
 import gc
+import importlib
 import os
 import selectors
 import signal
@@ -19,9 +20,11 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 REPORT = struct.Struct("<i")
+LENGTH = struct.Struct("<I")
 DESCRIPTORS = 5
 ENDS_WITH_PARENT = 1
 """Linux's PR_SET_PDEATHSIG: the signal that a process gets when its parent dies."""
@@ -40,6 +43,7 @@ class Server:
                 start_new_session=True,  # Ctrl-C and the stop button are the caller's to obey
             )  # fmt: skip
         self._socket = own
+        self._loaded: set[str] = set()
         self.owner = os.getpid()
 
     @property
@@ -55,6 +59,13 @@ class Server:
     def fork(self, descriptors: list[int]) -> None:
         """Ask for one more rank, which gets these descriptors."""
         socket.send_fds(self._socket, [b"+"], descriptors)
+
+    def load(self, modules: Sequence[str]) -> None:
+        """Have it import modules once, so that its ranks find them loaded."""
+        if news := [name for name in modules if name not in self._loaded]:
+            self._loaded.update(news)
+            names = ",".join(news).encode()
+            self._socket.sendall(b"=" + LENGTH.pack(len(names)) + names)
 
     def close(self) -> None:
         """End it, and with it every rank that is left."""
@@ -101,7 +112,10 @@ class _Forks:
                     message, descriptors, _, _ = socket.recv_fds(self._requests, 1, DESCRIPTORS)
                     if not message:
                         return self._end_all()
-                    self._fork(descriptors)
+                    if message == b"=":
+                        self._load()
+                    else:
+                        self._fork(descriptors)
                 elif key.fileobj is self._wakes:
                     with contextlib.suppress(BlockingIOError):
                         self._wakes.recv(4096)
@@ -109,6 +123,13 @@ class _Forks:
                     self._end(key.data)
             self._reap()
         self._end_all()
+
+    def _load(self) -> None:
+        (length,) = LENGTH.unpack(self._requests.recv(LENGTH.size, socket.MSG_WAITALL))
+        for name in self._requests.recv(length, socket.MSG_WAITALL).decode().split(","):
+            with contextlib.suppress(ImportError):  # the rank that needs it will say so
+                importlib.import_module(name)
+        gc.freeze()
 
     def _fork(self, descriptors: list[int]) -> None:
         control, *rest = descriptors

@@ -23,7 +23,7 @@ class Transport(Protocol):
     """What a worker needs of a machine."""
 
     def send(self, step: Action, message: Message) -> None:
-        """Hand over the message of this send, such as `0SEND_F3`; never waits for the receiver."""
+        """Hand over the message of this send, such as `0SEND_F3`; waits for the receiver only where it is told to."""
 
     def receive(self, step: Action) -> Message:
         """Wait for the message of the send that feeds a receive. Raises Aborted, or TimeoutError naming the send."""

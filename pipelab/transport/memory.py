@@ -25,7 +25,7 @@ class Mailboxes:
     def send(self, step: Action, message: Message) -> None:
         """Put the message where the receiver will look."""
         with self._changed:
-            self._messages[step] = message
+            self._messages[step] = message._replace(tensor=message.tensor.contiguous())
             self._changed.notify_all()
 
     def receive(self, step: Action) -> Message:

@@ -1,0 +1,189 @@
+"""What time is it on a GPU? Timing events that the GPU stamps itself, told on the host's clock, stopping neither.
+
+A host that looks at its own clock sees when work was launched, not when it ran; a host that waits for the GPU after
+every action destroys the overlap that it wants to see. An event costs microseconds, and nothing waits for it.
+"""
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+
+from pipelab.trace import Span
+
+Result = TypeVar("Result")
+
+ANCHORS = 5
+"""Events compared with the host's clock at each anchoring; the quickest comparison is kept."""
+
+
+def new_event() -> Any:
+    """A CUDA event that carries a time."""
+    return torch.cuda.Event(enable_timing=True)
+
+
+class CudaTurn:
+    """Lets one rank use the whole GPU at a time and measures its work by two events.
+
+    Nothing else runs meanwhile, so P such turns on one GPU show what P GPUs would. An action shorter than the launching
+    of its kernels is measured as long as that takes, as on a GPU of its own.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        alone: AbstractContextManager[object] | None = None,
+        make: Callable[[], Any] = new_event,
+    ) -> None:
+        self._device = device
+        self._alone = alone or threading.Lock()
+        self._begin, self._end = make(), make()
+
+    def measure(self, work: Callable[[], Result]) -> tuple[Result, float]:
+        """Wait for the turn, do the work; give its result and its seconds."""
+        with self._alone:
+            torch.cuda.synchronize(self._device)  # what was launched outside of any turn is not this work's
+            self._begin.record()
+            result = work()
+            self._end.record()
+            self._end.synchronize()
+            return result, self._begin.elapsed_time(self._end) / 1e3
+
+
+class Anchor(NamedTuple):
+    """One moment on both clocks: an event, the host's seconds, and by how much they may be wrong."""
+
+    event: Any
+    seconds: float
+    error: float
+
+
+def closest(looks: Sequence[tuple[float, float]]) -> tuple[int, float, float]:
+    """Of looks at the host's clock before and after an event, the closest: (which, the event's seconds, error).
+
+    The event happened between the two looks; its time is taken as the middle, wrong by half the gap at most.
+
+    >>> closest([(1.0, 1.5), (2.0, 2.25), (3.0, 4.0)])
+    (1, 2.125, 0.125)
+    """
+    index = min(range(len(looks)), key=lambda i: looks[i][1] - looks[i][0])
+    before, after = looks[index]
+    return index, (before + after) / 2, (after - before) / 2
+
+
+class Moment:
+    """A time on the GPU, in the host's seconds: NaN until the GPU has reached it and it was drained."""
+
+    __slots__ = ("event", "seconds")
+
+    def __init__(self, event: Any) -> None:
+        self.event = event
+        self.seconds = math.nan
+
+
+class Stamps:
+    """Takes moments on the streams of one GPU. The events come from a pool and go back to it.
+
+    CUDA tells a difference of events in float32 milliseconds, so `anchor` is called anew at each step: within a
+    second of the anchor the rounding stays below 0.1 microseconds.
+    """
+
+    def __init__(self, size: int = 4096, make: Callable[[], Any] = new_event) -> None:
+        self._make = make
+        self._free = [make() for _ in range(size)]
+        for event in self._free:
+            event.record()  # CUDA makes an event at its first record
+        self._pending: deque[Moment] = deque()
+        self._tries = [make() for _ in range(ANCHORS)]
+        self._anchor: Anchor | None = None
+
+    @property
+    def error(self) -> float:
+        """Seconds by which the last anchor may be wrong."""
+        return self._anchor.error if self._anchor else 0.0
+
+    def anchor(self) -> None:
+        """Compare the two clocks; waits for the GPU, so call it where a step waits for it anyway."""
+        self.settle()
+        looks = []
+        for event in self._tries:
+            before = time.perf_counter()
+            event.record()
+            event.synchronize()
+            looks.append((before, time.perf_counter()))
+        index, seconds, error = closest(looks)
+        self._anchor = Anchor(self._tries[index], seconds, error)
+
+    def take(self, stream: Any = None) -> Moment:
+        """Stamp this place of a stream, the current one unless said otherwise; the host goes on at once."""
+        event = self._free.pop() if self._free else self._make()
+        event.record(stream)
+        moment = Moment(event)
+        self._pending.append(moment)
+        return moment
+
+    def drain(self) -> None:
+        """Tell the moments that the GPU has reached, oldest first, without waiting for any."""
+        while self._pending and self._pending[0].event.query():
+            self._tell(self._pending.popleft())
+
+    def settle(self) -> None:
+        """Tell all moments; waits for those that the GPU has not reached."""
+        while self._pending:
+            self._pending[0].event.synchronize()
+            self._tell(self._pending.popleft())
+
+    def _tell(self, moment: Moment) -> None:
+        assert self._anchor is not None, "anchor() comes before the first moment is told"
+        moment.seconds = self._anchor.seconds + self._anchor.event.elapsed_time(moment.event) / 1e3
+        self._free.append(moment.event)
+        moment.event = None
+
+
+class CudaWallClock:
+    """The host's clock for work on a GPU: it begins and ends where the GPU says, and the host never waits for it.
+
+    `run` therefore gives moments, which `settle` turns into seconds when the step is over.
+    """
+
+    def __init__(self, stamps: Stamps) -> None:
+        self.stamps = stamps
+        self._origin = time.perf_counter()
+
+    @property
+    def now(self) -> float:
+        """Seconds since the restart, on the host."""
+        return time.perf_counter() - self._origin
+
+    def restart(self, origin: float) -> None:
+        """Set the clock to 0 at this reading of `time.perf_counter`, and compare it with the GPU's anew."""
+        self._origin = origin
+        self.stamps.anchor()
+
+    def run(self, work: Callable[[], Result]) -> tuple[Result, Any, Any]:
+        """Launch the work between two stamps; gives its result and two moments."""
+        start = self.stamps.take()
+        result = work()
+        end = self.stamps.take()
+        self.stamps.drain()
+        return result, start, end
+
+    def wait_until(self, arrival: float) -> None:
+        """Sleep until then, if it is still to come."""
+        if (rest := arrival - self.now) > 0:
+            time.sleep(rest)
+
+    def settle(self, spans: list[Span], curve: list[tuple[Any, int]]) -> tuple[list[Span], list[tuple[float, int]]]:
+        """The spans and the memory curve with seconds since the restart in the place of moments."""
+        self.stamps.settle()
+        settled = [span._replace(start=self._read(span.start), end=self._read(span.end)) for span in spans]
+        return settled, [(self._read(moment), held) for moment, held in curve]
+
+    def _read(self, moment: Any) -> float:
+        seconds = moment.seconds - self._origin if isinstance(moment, Moment) else moment  # messages: the host's time
+        return float(seconds)

@@ -1,0 +1,216 @@
+"""Can the messages of a program get stuck, or meet the wrong receive? Played before a run, without any process.
+
+Two libraries carry messages by two rules. Gloo matches a send and a receive by peer and *tag*: any order goes. NCCL has
+no tags: the first send on a communicator meets the first receive, the second the second, and an operation waits for
+those that were *issued* before it. So a program may pass with the one and hang with the other. Read next:
+`transport.processes`, which uses one communicator a `Channel` and posts receives `AHEAD`.
+"""
+
+from collections import defaultdict, deque
+from collections.abc import Hashable, Iterator, Mapping
+from typing import NamedTuple
+
+from pipelab.action import Action
+from pipelab.lower import CARRIES, RECEIVED_FROM, Program
+from pipelab.schedule import ScheduleError
+
+AHEAD = 2
+"""Receives that a rank posts on each channel before it needs them: one being filled while one is being used."""
+
+RULES = ("tag", "issue order")
+
+
+class Channel(NamedTuple):
+    """One direction of an edge: what rank `sender` sends to rank `receiver`, activations (F) or gradients (I)."""
+
+    sender: int
+    receiver: int
+    value: str
+
+    def __str__(self) -> str:
+        what = "activations" if self.value == "F" else "gradients"
+        return f"{what} from rank {self.sender} to rank {self.receiver}"
+
+
+class Traffic(NamedTuple):
+    """The messages of a channel, by their sends: in the order of the sender's row, and in that of the receiver's."""
+
+    sent: tuple[Action, ...]
+    received: tuple[Action, ...]
+
+
+def channels(program: Program) -> dict[Channel, Traffic]:
+    """Every channel of a program with its messages, in one order that is the same wherever it is asked for.
+
+    >>> from pipelab import build, lower
+    >>> for channel, traffic in channels(lower(build("gpipe", ranks=2, microbatches=2))).items():
+    ...     print(channel, *traffic.sent)
+    activations from rank 0 to rank 1 0SEND_F0 0SEND_F1
+    gradients from rank 1 to rank 0 1SEND_B0 1SEND_B1
+    """
+    found: dict[Channel, tuple[list[Action], list[Action]]] = defaultdict(lambda: ([], []))
+    for send, receives in _messages(program):
+        found[channel(program, send)][receives].append(send)
+    return {key: Traffic(*map(tuple, found[key])) for key in sorted(found)}
+
+
+def channel(program: Program, send: Action) -> Channel:
+    """The channel that a send belongs to."""
+    rank_of = program.placement.rank_of
+    return Channel(rank_of[send.stage], rank_of[program.peer(send).stage], CARRIES[send.kind])
+
+
+def check_messages(
+    program: Program, rule: str = "tag", *, blocking: bool = False, ahead: int = AHEAD, share: bool = False
+) -> None:
+    """Raise ScheduleError, naming the cycle, if the program's messages cannot all be delivered under a rule.
+
+    `rule` is "tag" (gloo) or "issue order" (NCCL). With `blocking` a rank goes on only when its send has been taken, as
+    of a message too large for any buffer. Receives are posted `ahead` of their use. With `share` both directions of a
+    pair of ranks, activations and gradients, use one communicator, as unbatched NCCL messages in PyTorch do.
+
+    >>> from pipelab import build, lower
+    >>> program = lower(build("1f1b", ranks=2, microbatches=4))
+    >>> check_messages(program, "tag", blocking=True)
+    >>> check_messages(program, "tag", blocking=True, ahead=0)
+    Traceback (most recent call last):
+    pipelab.schedule.ScheduleError: the messages lock up: rank 0 waits at 0SEND_F1 for rank 1 to receive it, ...
+    """
+    if rule not in RULES:
+        raise ValueError(f"messages are matched by {' or '.join(map(repr, RULES))}: got {rule!r}")
+    traffic = channels(program)
+    if rule == "issue order":
+        crossed = [reason for key, messages in traffic.items() for reason in _crossed(key, messages)]
+        if crossed:
+            raise ScheduleError(crossed)
+    post = _Post(program, traffic, in_order=rule == "issue order", blocking=blocking, ahead=ahead, share=share)
+    waiting = post.play()
+    if waiting:
+        raise ScheduleError([_lock_up(post, waiting)])
+
+
+def _messages(program: Program) -> Iterator[tuple[Action, bool]]:
+    """Every message, by its send: once where it is sent (False), once where it is received (True)."""
+    for row in program.rows:
+        for step in row:
+            if isinstance(step, Action) and step.kind in CARRIES:
+                yield step, False
+            elif isinstance(step, Action) and step.kind in RECEIVED_FROM:
+                yield program.peer(step), True
+
+
+def _crossed(key: Channel, traffic: Traffic) -> Iterator[str]:
+    for number, (sent, received) in enumerate(zip(*traffic, strict=True), start=1):
+        if sent != received:
+            yield (
+                f"{key}: message {number} is sent as {sent} and received as {received}, and NCCL pairs them by their"
+                " order alone; let both ranks take the micro-batches in one order"
+            )
+            return
+
+
+class _Post:
+    """A machine that delivers messages: ranks walk along their rows, and stop at what is not there yet."""
+
+    def __init__(
+        self, program: Program, traffic: Mapping[Channel, Traffic], *,
+        in_order: bool, blocking: bool, ahead: int, share: bool,
+    ) -> None:  # fmt: skip
+        self.program = program
+        self.channel_of = {send: key for key, messages in traffic.items() for send in messages.sent}
+        self.in_order, self.blocking, self.ahead, self.share = in_order, blocking, ahead, share
+        self.at = [0] * len(program.rows)
+        self.sent: set[Action] = set()
+        self.posted: set[Action] = set()
+        self.delivered: set[Action] = set()
+        self.queues: dict[Hashable, deque[Action]] = defaultdict(deque)  # of one rank on one communicator, by issue
+        self.to_post = {key: deque(messages.received) for key, messages in traffic.items()}
+        for key in traffic:
+            for _ in range(ahead):
+                self._post_next(key)
+
+    def play(self) -> dict[int, Action]:
+        """Let every rank go on for as long as any can; gives the send that each stuck rank waits for."""
+        moved = True
+        while moved:
+            moved = sum(map(self._advance, range(len(self.at)))) > 0  # all of them, not only until the first
+        rows = self.program.rows
+        return {rank: self._send_of(rows[rank][at]) for rank, at in enumerate(self.at) if at < len(rows[rank])}
+
+    def _advance(self, rank: int) -> bool:
+        row, began = self.program.rows[rank], self.at[rank]
+        while self.at[rank] < len(row) and self._passes(row[self.at[rank]]):
+            self.at[rank] += 1
+        return self.at[rank] > began
+
+    def _passes(self, step: object) -> bool:
+        if not isinstance(step, Action):
+            return True
+        if step.kind in CARRIES:
+            return self._send(step)
+        return step.kind not in RECEIVED_FROM or self._receive(self._send_of(step))
+
+    def _send(self, send: Action) -> bool:
+        if send not in self.sent:
+            self.sent.add(send)
+            self._issue(send, self.channel_of[send].sender)
+        return send in self.delivered or not self.blocking
+
+    def _receive(self, send: Action) -> bool:
+        key = self.channel_of[send]
+        while send not in self.posted:
+            self._post_next(key)
+        if send not in self.delivered:
+            return False
+        if self.ahead:
+            self._post_next(key)
+        return True
+
+    def _post_next(self, key: Channel) -> None:
+        if self.to_post[key]:
+            send = self.to_post[key].popleft()
+            self.posted.add(send)
+            self._issue(send, key.receiver)
+
+    def _issue(self, send: Action, rank: int) -> None:
+        """One end of a message is there. It arrives with the other; by issue order, at the head of both queues only."""
+        if self.in_order:
+            self._queue(send, rank).append(send)
+        candidates = [send]
+        while candidates:
+            send = candidates.pop()
+            if send not in self.sent or send not in self.posted:
+                continue
+            ends = [self._queue(send, end) for end in self.channel_of[send][:2]] if self.in_order else []
+            if all(queue[0] == send for queue in ends):
+                self.delivered.add(send)
+                for queue in ends:
+                    queue.popleft()
+                    candidates += list(queue)[:1]
+
+    def _queue(self, send: Action, rank: int) -> deque[Action]:
+        key = self.channel_of[send]
+        communicator = frozenset((key.sender, key.receiver)) if self.share else key
+        return self.queues[rank, communicator]
+
+    def _send_of(self, step: object) -> Action:
+        assert isinstance(step, Action)
+        return step if step.kind in CARRIES else self.program.peer(step)
+
+
+def _lock_up(post: _Post, waiting: Mapping[int, Action]) -> str:
+    """Follow who waits for whom until a rank comes up again: the cycle is from there on."""
+    rank = min(waiting)
+    path: list[int] = []
+    while rank not in path:
+        path.append(rank)
+        key = post.channel_of[waiting[rank]]
+        rank = key.receiver if rank == key.sender else key.sender
+    links = []
+    for stuck in path[path.index(rank) :]:
+        send, key = waiting[stuck], post.channel_of[waiting[stuck]]
+        if stuck == key.sender:
+            links.append(f"rank {stuck} waits at {send} for rank {key.receiver} to receive it")
+        else:
+            links.append(f"rank {stuck} waits at {post.program.peer(send)} for {send} of rank {key.sender}")
+    return f"the messages lock up: {', '.join(links)}; let messages overlap with the work, or send in another order"

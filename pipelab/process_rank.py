@@ -1,0 +1,132 @@
+"""How is this process one rank of a run? It runs its own row, and in the end all gather what they have measured.
+
+Every rank calls `train` with the same arguments (SPMD: single program, multiple data). Read next: `world` (who the
+others are), `transport.processes` (how messages reach them).
+"""
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pipelab.action import Action
+from pipelab.alarm import watched
+from pipelab.clock import Clock, make_clock, make_turn
+from pipelab.collector import collector_at_rest
+from pipelab.cuda_clock import CudaWallClock
+from pipelab.ranks import Job, Ranks
+from pipelab.trace import Span
+from pipelab.transport.nccl import Nccl, make_carriers
+from pipelab.transport.processes import Processes, Times, make_groups
+from pipelab.worker import Microbatches, Record
+from pipelab.world import World
+
+GRACE = 5.0
+"""Seconds that a rank waits longer than the timeout: whoever watches all ranks speaks first, and names the culprit."""
+
+
+class ProcessRank(Ranks):
+    """The one rank of a run that this process is. It raises what its own work raises, or Aborted after another's."""
+
+    def __init__(self, job: Job) -> None:
+        patience = job.timeout + GRACE
+        self.world = World(job.mesh.size, patience)
+        try:
+            _, rank, _ = job.mesh.coordinates(self.world.rank)
+            self.members = job.mesh.group("pp", self.world.rank)
+            job = replace(job, device=_own_device(job.device))
+            clock = make_clock(job.clock, job.device, make_turn(job.device, self.world.turn()))
+            self.transport = self._transport(job, rank, clock, patience)
+            super().__init__(job, [rank], self.transport, [clock])
+            self.states = [[*layers.parameters(), *layers.buffers()] for layers in self.slices]
+        except BaseException:
+            self.world.close()
+            raise
+        self.residual = self.world.residual
+        self._origin = 0.0
+
+    def __enter__(self) -> "ProcessRank":
+        super().__enter__()
+        self.resources.callback(self.world.close)
+        self.resources.callback(self.transport.close)
+        (worker,) = self.workers
+        worker.recorder = self.resources.enter_context(watched(self.job.timeout))
+        worker.recorder.names = self.members
+        return self
+
+    def _transport(self, job: Job, rank: int, clock: Clock, patience: float) -> Processes:
+        pipelines = _pipelines(job)
+        groups = make_groups(job.program, pipelines, self.world)
+        if job.transport == "gloo":
+            return Processes(
+                job.program, rank, groups, device=job.device, timeout=patience, blocking=job.blocking
+            )  # fmt: skip
+        assert isinstance(clock, CudaWallClock)
+        return Nccl(
+            job.program, rank, groups, carriers=make_carriers(job.program, pipelines, self.world, job.device),
+            stamps=clock.stamps, device=job.device, timeout=patience, blocking=job.blocking,
+        )  # fmt: skip
+
+    def warm_up(self, batch: Microbatches) -> None:
+        """As on every machine; then all ranks set out together."""
+        super().warm_up(batch)
+        self._agree(0.0)
+
+    def _execute(self, batch: Microbatches) -> list[Record]:
+        (worker,) = self.workers
+        worker.clock.restart(self._origin)
+        self.transport.begin(batch.inputs)
+        with collector_at_rest():
+            record = worker.run(batch)
+        taken = self.transport.finish()
+        if self.job.clock == "wall":
+            record.spans = [self._as_measured(span, taken) for span in record.spans]
+        return [record]
+
+    def _as_measured(self, span: Span, times: Times) -> Span:
+        """A message's span with the times of the transport, which are nearer to the wire than the worker's."""
+        if span.lane not in ("send", "recv"):
+            return span
+        assert isinstance(span.action, Action)
+        send = span.action if span.lane == "send" else self.job.program.peer(span.action)
+        start, end = times.get((span.lane, send), (None, span.start + self._origin))
+        if start is not None:
+            return span._replace(start=start - self._origin, end=end - self._origin)
+        return span._replace(end=max(span.end, end - self._origin))
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return self.world.pids
+
+    def _agree(self, loss: float) -> float:
+        (worker,) = self.workers
+        worker.recorder.waiting(
+            "the end of the step", "its own", [r for r in range(len(self.members)) if r != worker.rank]
+        )
+        losses, self._origin = self.world.meet(loss)
+        return losses[self.members[self.job.program.placement.rank_of[-1]]]
+
+    def _of_all(self, mine: list[Any]) -> list[Any]:
+        return [each for theirs in self.world.everybody(mine) for each in theirs]
+
+    def collect(self) -> list[list[Record]]:
+        everyone = self.world.everybody([record for (record,) in self.history])
+        for stage, state in enumerate(self.states):
+            self.world.share(self.members[self.job.program.placement.rank_of[stage]], state)
+        return [[everyone[member][step] for member in self.members] for step in range(len(self.history))]
+
+
+def _own_device(device: torch.device) -> torch.device:
+    """The processor, or this rank's own GPU; ranks share GPUs where they are fewer, which NCCL refuses."""
+    if device.type != "cuda":
+        return device
+    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(own)
+    return own
+
+
+def _pipelines(job: Job) -> list[tuple[int, ...]]:
+    """The global ranks of every pipeline of the mesh."""
+    mesh = job.mesh
+    return [mesh.group("pp", mesh.global_rank(dp=dp, tp=tp)) for dp in range(mesh.dp) for tp in range(mesh.tp)]

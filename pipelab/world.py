@@ -1,0 +1,120 @@
+"""What does a process know of the other processes of its run? Who they are, where they are, and when they meet.
+
+The variables that torchrun sets tell a process which of them it is. Small things (a loss, the records of a run) go
+through one gloo group of all; the messages of a step do not, see `transport.processes`.
+"""
+
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipelab.alignment import measure_offset
+from pipelab.clock import FileLock
+from pipelab.transport import Aborted
+
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process was started as one rank of several, as torchrun starts them.
+
+    >>> is_rank({}), is_rank({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"})
+    (False, True)
+    """
+    return all(environment.get(name) for name in VARIABLES)
+
+
+class World:
+    """All processes of a run, as one of them sees it: `rank` of `size`, with every rank's host and process id.
+
+    `offset` is what this host's `time.perf_counter` lacks to rank 0's (0 on its host), `residual` how far that may be
+    wrong, both in seconds. Raises ValueError when another number of processes was started than asked for.
+    """
+
+    def __init__(self, size: int, timeout: float) -> None:
+        started = int(os.environ["WORLD_SIZE"])
+        if started != size:
+            raise ValueError(f"the mesh has {size} global ranks and {started} processes were started; make them equal")
+        self.timeout = timedelta(seconds=timeout)
+        if not dist.is_initialized():  # and the process stays a member: one that joins twice finds its own old address
+            dist.init_process_group("gloo", init_method="env://", timeout=self.timeout)
+        self.rank, self.size = dist.get_rank(), size
+        self._groups: list[Any] = []
+        self.control = self.group(range(size))
+        self.hosts, self.pids = zip(*self.everybody((socket.gethostname(), os.getpid())), strict=True)
+        self.offset, self.residual = self._align()
+
+    def group(self, ranks: Any, backend: str = "gloo", **options: Any) -> Any:
+        """A process group of these global ranks, given back with the world; every rank makes all, in one order."""
+        group = dist.new_group(list(ranks), backend=backend, timeout=self.timeout, **options)
+        if self.rank in ranks:
+            self._groups.append(group)
+        return group
+
+    def everybody(self, mine: Any) -> list[Any]:
+        """What every rank says, in the order of the ranks."""
+        said: list[Any] = [None] * self.size
+        with _others():
+            dist.all_gather_object(said, mine, group=self.control)
+        return said
+
+    def meet(self, number: float) -> tuple[list[float], float]:
+        """Wait for everybody: gives each rank's number, and when the last one came, by this host's `perf_counter`."""
+        mine = torch.tensor([number, time.perf_counter() + self.offset], dtype=torch.float64)
+        everyone = [torch.empty_like(mine) for _ in range(self.size)]
+        with _others():
+            dist.all_gather(everyone, mine, group=self.control)
+        numbers, stamps = torch.stack(everyone).t().tolist()
+        return numbers, max(stamps) - self.offset
+
+    def share(self, owner: int, tensors: list[Tensor]) -> None:
+        """Copy tensors from the rank `owner` to all others, byte by byte."""
+        under_way = []
+        with torch.no_grad(), _others():
+            for tensor in tensors:
+                data = tensor.detach().cpu().contiguous()
+                flat = data.flatten().view(torch.uint8)
+                under_way.append((tensor, data, dist.broadcast(flat, owner, group=self.control, async_op=True)))
+            for tensor, data, work in under_way:
+                work.wait()
+                if self.rank != owner:
+                    tensor.copy_(data)
+
+    def turn(self) -> FileLock:
+        """The lock with which the ranks of one host take turns: a file that is gone as soon as all have opened it."""
+        with tempfile.NamedTemporaryFile(prefix="pipelab-turn-") as file:
+            lock = FileLock(self.everybody(file.name)[self.hosts.index(self.hosts[self.rank])])
+            self.everybody(None)
+        return lock
+
+    def close(self) -> None:
+        """Leave all groups; whoever still waits for this rank learns it at once."""
+        for group in reversed(self._groups):
+            dist.destroy_process_group(group)
+        self._groups.clear()
+
+    def _align(self) -> tuple[float, float]:
+        offset, residual = 0.0, 0.0
+        for rank in range(1, self.size):
+            if self.hosts[rank] != self.hosts[0] and self.rank in (0, rank):
+                measured = measure_offset(self.control, 0, rank)
+                offset, residual = measured if self.rank == rank else (0.0, 0.0)
+        return offset, max(self.everybody(residual))
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    """Within it, what gloo says of a lost connection becomes Aborted."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise Aborted("another rank has gone") from error
