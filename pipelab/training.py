@@ -118,6 +118,7 @@ def _train(job: Job, batches: Iterable[Batch], on_step: OnStep | None = None) ->
                 on_step(step, losses[-1])
         records = ranks.collect()
         pids, residual = ranks.pids, ranks.residual
+        sizes = [len(layers) for layers in ranks.slices]
     schedule = job.program.schedule
     traces = [_trace(schedule, job.clock, of_step) for of_step in records]
     typical = median_trace(traces)
@@ -134,6 +135,7 @@ def _train(job: Job, batches: Iterable[Batch], on_step: OnStep | None = None) ->
         cores=_cores() if job.device.type == "cpu" else None,
         residual=residual,
         norms=tuple({a: norm for record in of_step for a, norm in record.norms.items()} for of_step in records),
+        at=tuple(itertools.accumulate(sizes))[:-1],
     )
 
 
