@@ -81,20 +81,25 @@ def balance(
         )
     plan = _Plan(profile, schedule, link, limit)
     if policy in ("memory", "optimal"):
-        result = plan.leanest() if policy == "memory" else plan.fastest()
-    else:
-        weights = {"uniform": (1,) * len(profile), "parameters": profile.parameters, "time": plan.work}[policy]
-        at = balanced_boundaries(weights, schedule.stages)  # type: ignore[arg-type]
-        result = Balance(policy, at, plan.step(at), plan.bytes(at))
-    if max(result.bytes) > limit:
-        rank = result.bytes.index(max(result.bytes))
-        needs = f"rank {rank} would hold {max(result.bytes) / 2**20:.2f} MiB of {limit / 2**20:.2f}"
-        remedy = (
-            "allow more memory, or take more ranks, smaller micro-batches or a schedule that keeps fewer in flight"
-            if policy in ("memory", "optimal") else "balance by memory or optimal, or allow more"
-        )  # fmt: skip
-        raise ValueError(f"the cut {policy!r} does not fit: {needs}; {remedy}")
-    return result
+        return plan.within_limit(plan.leanest() if policy == "memory" else plan.fastest())
+    weights = {"uniform": (1,) * len(profile), "parameters": profile.parameters, "time": plan.work}[policy]
+    return plan.within_limit(plan.of(policy, balanced_boundaries(weights, schedule.stages)))  # type: ignore[arg-type]
+
+
+def predict(
+    name: str, at: Cut, profile: Profile, schedule: Schedule, *,
+    link: Link = Link(), limit: float = inf,  # noqa: B008 (a frozen value)
+) -> Balance:  # fmt: skip
+    """What a cut of one's own takes, under a name for it. Raises ValueError where it holds more than `limit` bytes.
+
+    >>> from pipelab import build
+    >>> ones = (1.0,) * 6
+    >>> layers = Profile(tuple("012345"), dict(F=ones, B=ones, I=ones, W=ones), (8,) * 6, (8,) * 6, (1,) * 6, (1,) * 6)
+    >>> predict("mine", (1,), layers, build("gpipe", ranks=2, microbatches=1)).step
+    12.0
+    """
+    plan = _Plan(profile, schedule, link, limit)
+    return plan.within_limit(plan.of(name, at))
 
 
 class _Plan:
@@ -119,6 +124,21 @@ class _Plan:
         ]
         self.kept = kept_at_most(schedule)
         self.simulated = cache(self._simulated)
+
+    def of(self, policy: str, at: Cut) -> Balance:
+        """What this cut takes."""
+        return Balance(policy, at, self.step(at), self.bytes(at))
+
+    def within_limit(self, result: Balance) -> Balance:
+        """The same, or ValueError where a rank would hold too much."""
+        most = max(result.bytes)
+        if most > self.limit:
+            needs = f"rank {result.bytes.index(most)} would hold {most / 2**20:.2f} MiB of {self.limit / 2**20:.2f}"
+            remedy = "balance by memory or optimal, or allow more"
+            if result.policy in ("memory", "optimal"):
+                remedy = "allow more, or take more ranks, smaller micro-batches or a schedule with fewer in flight"
+            raise ValueError(f"the cut by {result.policy} does not fit: {needs}; {remedy}")
+        return result
 
     def step(self, at: Cut) -> float:
         """The simulated makespan."""
@@ -175,7 +195,7 @@ class _Plan:
             bound=self._limited(self._bound), floor=floor, effort=EFFORT, price=price,
         )  # fmt: skip
         at = found.at if found.value < inf else self._leanest.at
-        return Balance("optimal", at, self.step(at), self.bytes(at), found.exact, found.bound)
+        return replace(self.of("optimal", at), exact=found.exact, bound=found.bound)
 
     def _simple(self) -> list[Cut]:
         """Cuts to begin with."""
