@@ -6,14 +6,15 @@
     memory       the rank that holds most holds as little as possible, and then the step is as short as possible
     optimal      the simulated step is as short as possible, within a limit of memory
 
-The first three look at stages alone. The last two know the schedule, what it keeps in flight, and which ranks hold which
-stages. They are exact where that is cheap and say so (`Balance.exact`); elsewhere they are the best found, beside a lower bound.
+The first three look at stages alone. The last two know the schedule, what it keeps in flight, and which ranks hold
+which stages. They are exact where that is cheap and say so (`Balance.exact`); elsewhere they are the best found, beside
+a lower bound.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import inf
 
 from pipelab.action import B, F, I, W, parts
@@ -83,7 +84,7 @@ def balance(
     if policy in ("memory", "optimal"):
         return plan.within_limit(plan.leanest() if policy == "memory" else plan.fastest())
     weights = {"uniform": (1,) * len(profile), "parameters": profile.parameters, "time": plan.work}[policy]
-    return plan.within_limit(plan.of(policy, balanced_boundaries(weights, schedule.stages)))  # type: ignore[arg-type]
+    return plan.within_limit(plan.of(policy, balanced_boundaries(weights, schedule.stages)))
 
 
 def predict(
@@ -110,17 +111,18 @@ class _Plan:
         self.rank_of, self.stages = schedule.placement.rank_of, schedule.stages
         whole, split = (kind in {a.kind for _, _, a in schedule.actions()} for kind in (B, W))
         times = profile.work
-        self.work = tuple(
-            f + (i + w if split else b) for f, b, i, w in zip(*(times[kind] for kind in (F, B, I, W)), strict=True)
-        )
-        # Of rows that mix whole and split backwards the bounds take the cheaper one of each.
-        if whole and split:
-            self.work = tuple(f + min(b, i + w) for f, b, i, w in zip(*(times[k] for k in (F, B, I, W)), strict=True))
+        # Of rows that mix whole and split backwards the bounds take the cheaper of the two.
+        backward = {
+            (True, False): times[B],
+            (False, True): [i + w for i, w in zip(times[I], times[W], strict=True)],
+        }.get((whole, split)) or [min(b, i + w) for b, i, w in zip(times[B], times[I], times[W], strict=True)]
+        self.work = [f + b for f, b in zip(times[F], backward, strict=True)]
         self.until = [0.0, *accumulate(self.work)]
         self.before = [0.0, *accumulate(times[F])]  # until a first micro-batch comes this far
         self.after = [0.0] * (len(profile) + 1) if split else [0.0, *accumulate(times[B])]  # and its gradient back
         self.sizes = [
-            [0, *accumulate(sizes)] for sizes in (profile.held, profile.waiting, [STATES * p for p in profile.parameters])
+            [0, *accumulate(sizes)]
+            for sizes in (profile.held, profile.waiting, [STATES * p for p in profile.parameters])
         ]
         self.kept = kept_at_most(schedule)
         self.simulated = cache(self._simulated)
@@ -150,12 +152,13 @@ class _Plan:
     def bytes(self, at: Cut) -> tuple[int, ...]:
         """What each rank holds at most; of a cut that is not complete, for its first stages."""
         ends = (0, *at, len(self.profile)) if len(at) == self.stages - 1 else (0, *at)
-        sizes = [[total[j] - total[i] for total in self.sizes] for i, j in zip(ends, ends[1:], strict=False)]
+        sizes = [[total[j] - total[i] for total in self.sizes] for i, j in pairwise(ends)]
         most = [0] * self.schedule.ranks
         for rank, moments in enumerate(self.kept):
             own = [stage for stage in self.schedule.placement.stages_on(rank) if stage < len(sizes)]
             most[rank] = sum(sizes[stage][2] for stage in own) + max(
-                sum(moment.get(stage, (0, 0))[k] * sizes[stage][k] for stage in own for k in (0, 1)) for moment in moments
+                sum(moment.get(stage, (0, 0))[k] * sizes[stage][k] for stage in own for k in (0, 1))
+                for moment in moments
             )
         return tuple(most)
 
@@ -199,7 +202,7 @@ class _Plan:
 
     def _simple(self) -> list[Cut]:
         """Cuts to begin with."""
-        return [balanced_boundaries(weights, self.stages) for weights in (self.work, [1] * len(self.profile))]  # type: ignore[arg-type]
+        return [balanced_boundaries(weights, self.stages) for weights in (self.work, [1] * len(self.profile))]
 
     def _limited(self, value: Callable[[Cut], float]) -> Callable[[Cut], float]:
         """inf for a cut that does not fit."""

@@ -54,9 +54,10 @@ def best_cut(
 ) -> Found:  # fmt: skip
     """The cut of least `value`, from some cuts to start with.
 
-    Of equal ones the first stays. Each layer at a border is traded while that helps; then all cuts are enumerated, but those that cannot be
-    better. `bound(begin)` is a lower bound for the cuts that begin with these borders, `floor` one for all of them. After
-    `effort` bounds (a value costs `price` of them) the best so far is given, which is then not proved (`Found.exact`).
+    Each layer at a border is traded while that helps; then all cuts are enumerated, but those that cannot be better: of
+    equal ones the first stays. `bound(begin)` is a lower bound for the cuts that begin with these borders, `floor` one
+    for all of them. After `effort` bounds (a value costs `price` of them) the best so far is given, which is then not
+    proved (`Found.exact`).
 
     >>> work = [1, 1, 1, 1, 4]
     >>> heaviest = lambda at: max(sum(work[: at[0]]), sum(work[at[0] :]))

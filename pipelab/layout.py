@@ -58,7 +58,9 @@ def parse_layout(text: str) -> tuple[str, ...]:
         elif stages[-1]:
             stages.append("")
         elif position == len(text) or last[1] == position or not set("()") & set(text[last[1] + 1 : position]):
-            raise LayoutError(text, position, f"stage {len(stages) - 1} would be empty; put a layer in, or take a | out")
+            raise LayoutError(
+                text, position, f"stage {len(stages) - 1} would be empty; put a layer in, or take a | out"
+            )
         last = letter, position
     return tuple(stages[:-1])
 
@@ -123,7 +125,9 @@ def _elements(text: str, start: int, opened: int | None) -> tuple[Places, int]:
             number, end = _number(text, at + 1)
             if unit is None:
                 what = "a cut is not repeated; write it in a group, such as (tt|)*6"
-                raise LayoutError(text, at, what if CUT in text[:at].rstrip()[-1:] else "there is nothing before this * to repeat")
+                raise LayoutError(
+                    text, at, what if CUT in text[:at].rstrip()[-1:] else "there is nothing before this * to repeat"
+                )
             if len(places) + len(unit) * number > MOST:
                 raise LayoutError(text, at, f"this makes more than {MOST} layers; repeat less")
             places += unit * (number - 1)

@@ -54,7 +54,9 @@ def suggest_move(run: Run, profile: Profile) -> Move | None:
     Raises ValueError for the profile of another model.
     """
     if len(profile) != len(run.model):
-        raise ValueError(f"the profile has {len(profile)} layers and the run's model {len(run.model)}; profile that one")
+        raise ValueError(
+            f"the profile has {len(profile)} layers and the run's model {len(run.model)}; profile that one"
+        )
     seen = run.costs()
     layers = profile.calibrated(seen, run.at)
 

@@ -24,8 +24,8 @@ class Run:
     (its `peaks` are over all steps). `clock` says whose seconds these are. `pids` has the process of each global rank,
     `first` is whether this process tells of the run. `cores` is how many processors the ranks shared, where that is
     known, and `residual` by how many seconds the clocks of different hosts may be apart. `norms` has, for each step of
-    a watched run, the norm of every stage's output (under its F) and of its input's gradient (under its I). `at` has the
-    first layer of each stage but the first.
+    a watched run, the norm of every stage's output (under its F) and of its input's gradient (under its I). `at` has
+    the first layer of each stage but the first.
     """
 
     schedule: Schedule

@@ -22,8 +22,8 @@ PLAIN = {
     "formulas",
     "costs",
 }
-PLAIN |= {"collector", "grid", "rule", "score", "search", "planner", "lower", "message_order", "engine", "simulate", "trace"}
-PLAIN |= {"explain", "units", "flight_recorder", "wait_for", "failure"}
+PLAIN |= {"collector", "grid", "rule", "score", "search", "planner", "lower", "engine", "simulate", "trace"}
+PLAIN |= {"message_order", "explain", "units", "flight_recorder", "wait_for", "failure"}
 FACES = {"show", "cli", "labs", "labkit", "bench", "doctor", "__main__"}
 OPTIONAL = {"cloudpickle", "safetensors", "tqdm"}  # only where they are used
 DRAWING = {"plotly", "ipywidgets", "anywidget", "papermill", "nbformat", "nbconvert", "IPython"}

@@ -46,7 +46,9 @@ class Cut:
         """For the terminal and the page."""
         predicted = self.predicted
         how = f"by {predicted.policy}" + ", not proved the best" * (not predicted.exact)
-        steps = f"predicted {1e3 * predicted.step:.1f} ms (simulated from a profile), measured {1e3 * run.step_seconds:.1f}"
+        steps = (
+            f"predicted {1e3 * predicted.step:.1f} ms (simulated from a profile), measured {1e3 * run.step_seconds:.1f}"
+        )
         rows = [("cut", f"{self.layout} ({how})"), ("step of the cut", f"{steps} ms ({run.clock_label})")]
         return [*rows, ("suggestion", str(self._move(run) or "no move of one layer makes the step shorter"))]
 
@@ -61,13 +63,13 @@ def add_cut(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--balance", choices=POLICIES, help="profile the layers, cut the model by this, predict the step"
     )
-    command.add_argument("--layout", metavar="TEXT", help="cut by hand: E embedding, t block, H head, as Et*5|(tt|)*5tH")
+    command.add_argument(
+        "--layout", metavar="TEXT", help="cut by hand: E embedding, t block, H head, as Et*5|(tt|)*5tH"
+    )
     command.add_argument("--memory-cap", type=duration, metavar="MIB", help="what --balance may put on any rank")
 
 
-def find_cut(
-    options: argparse.Namespace, model: Any, microbatch: Any, schedule: Schedule, link: "Link"
-) -> Cut | None:
+def find_cut(options: argparse.Namespace, model: Any, microbatch: Any, schedule: Schedule, link: "Link") -> Cut | None:
     """The cut that the options ask for, predicted from a profile of the layers; None where they ask for none."""
     _refuse(options)
     if options.balance is None and options.layout is None:
