@@ -78,16 +78,15 @@ class RowTimes:
         }
         return Costs(work, {value: line.seconds(rows) for value, line in self.hops.items()} or 0)
 
-    @property
-    def busiest(self) -> Line:
-        """The line of the stage that takes longest for a micro-batch of one row: all its kinds of work together."""
+    def busiest(self, rows: float) -> Line:
+        """The line of the stage that takes longest for a micro-batch of this many rows: all its kinds of work in one."""
         totals = [
             Line(
                 *(sum(parts) for parts in zip(*(line for (s, _), line in self.work.items() if s == stage), strict=True))
             )
             for stage in range(self.stages)
         ]
-        return max(totals, key=lambda line: line.seconds(1))
+        return max(totals, key=lambda line: line.seconds(rows))
 
 
 @dataclass(frozen=True)

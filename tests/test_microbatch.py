@@ -44,7 +44,7 @@ def test_the_fit_tells_by_how_much_it_misses():
     exact = RowTimes.fit({b: costs(b, 1, 2) for b in (1, 2, 4)})
     bent = RowTimes.fit({1: costs(1, 1, 2), 2: costs(2, 3, 2), 4: costs(4, 1, 2)})
     assert exact.error < 1e-12 < 0.1 < bent.error
-    assert exact.busiest == pytest.approx(Line(3, 6)) and exact.costs(8).work["F"] == pytest.approx((17, 17, 17))
+    assert exact.busiest(1) == pytest.approx(Line(3, 6)) and exact.costs(8).work["F"] == pytest.approx((17, 17, 17))
 
 
 def test_a_fit_of_runs_gives_costs_for_every_stage_kind_and_message():
