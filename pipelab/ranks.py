@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Self
 
 import torch
@@ -161,6 +162,7 @@ class Ranks(ABC):
             residual=self.residual,
             norms=tuple({a: norm for record in of_step for a, norm in record.norms.items()} for of_step in records),
             versions=versions,
+            at=tuple(accumulate(len(layers) for layers in self.slices[:-1])),
         )
 
     def _run(self, batch: Microbatches) -> list[Record]:

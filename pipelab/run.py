@@ -25,8 +25,9 @@ class Run:
     (its `peaks` are over all steps). `clock` says whose seconds these are. `pids` has the process of each global rank,
     `first` is whether this process tells of the run. `cores` is how many processors the ranks shared, where that is
     known, and `residual` by how many seconds the clocks of different hosts may be apart. `norms` has, for each step of
-    a watched run, the norm of every stage's output (under its F) and of its input's gradient (under its I).
-    and one trace, and `versions` says which versions of the weights there were.
+    a watched run, the norm of every stage's output (under its F) and of its input's gradient (under its I). Without a
+    flush the steps are one schedule and one trace, and `versions` says which versions of the weights there were. `at`
+    has the first layer of each stage but the first.
     """
 
     schedule: Schedule
@@ -42,6 +43,7 @@ class Run:
     residual: float = 0.0
     norms: tuple[dict[Action, float], ...] = ()
     versions: Versions | None = None
+    at: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         step = f"{1e3 * self.step_seconds:.1f} ms a step in {self.clock_label}"

@@ -172,8 +172,8 @@ def refusal(so_far: Schedule, rank: int, action: Action) -> str | None:
         return f"{where}: {action} is doubled: it is there already"
     if B in have | {kind} and have & {I, W, B}:
         return f"{where}: {_verdict(stage, microbatch, have | {F, kind})}"
-    given = {Action(known.stage, GIVES.get(known.kind, known.kind), known.microbatch) for known in placed}
-    for need in needs(action, so_far.stages):
+    given = {gives(known, so_far.stages, so_far.groups) for known in placed}
+    for need in needs(action, so_far.stages, so_far.groups):
         if need not in given:
             owner = so_far.placement.rank_of[need.stage]
             return f"{where}: {action} needs {need}, which is not placed yet; place it on rank {owner} first"

@@ -634,3 +634,59 @@ def test_a_reader_that_leaves_early_causes_no_traceback():
     )  # fmt: skip
     assert done.stdout == '{"schedule'
     assert "Traceback" not in done.stderr
+
+
+# ---- train: where to cut
+
+
+@pytest.mark.parametrize("policy", ["uniform", "parameters", "time", "memory", "optimal"])
+def test_train_balances_and_tells_the_cut_and_its_prediction(policy, pipelab):
+    shape = ["--pp", 2, "--layers", 6, "--balance", policy, "--check", "--json"]
+    answer = pipelab(*train(*shape)).json
+    assert answer["balance"] == policy and answer["max_parameter_difference"] == 0
+    assert len(answer["at"]) == 1 and answer["predicted_step_seconds"] > 0 and len(answer["predicted_bytes"]) == 2
+    by_hand = pipelab(*train("--pp", 2, "--layers", 6, "--layout", answer["layout"], "--json")).json
+    assert (by_hand["at"], by_hand["layout"], by_hand["balance"]) == (answer["at"], answer["layout"], "layout")
+
+
+def test_train_suggests_a_move_after_a_poor_layout(pipelab):
+    poor = ["--pp", 2, "--layers", 8, "--layout", "Et*7|tH"]
+    move = pipelab(*train(*poor, "--json")).json["suggestion"]
+    assert (move["layer"], move["at"]) == (7, [7]) and move["predicted_change"] < 0
+    said = pipelab(*train(*poor)).out
+    assert "suggestion        move layer 7 from rank 0 to rank 1: predicted -" in said
+    assert "cut               Et*7|tH (by layout)" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--layout", "Et*16|H|"], ["--layout Et*16|H|", "^ stage 2 would be empty"]),
+        (["--layout", "Et*15|H"], ["the model's layers", "Et*16H"]),
+        (["--layout", "Et*16H"], ["1 stages", "the schedule 2"]),
+        (["--layout", "Et*16|H", "--balance", "time"], ["--balance and --layout", "leave out one"]),
+        (["--balance", "best"], ["--balance", "optimal"]),
+        (["--balance", "optimal", "--memory-cap", "0.001"], ["rank", "MiB of 0.00", "allow more"]),
+        (["--balance", "uniform", "--memory-cap", "0"], ["--memory-cap", "positive"]),
+        (["--memory-cap", "5"], ["--memory-cap", "--balance"]),
+    ],
+)
+def test_a_cut_that_cannot_be_is_refused_before_training(more, words, pipelab):
+    assert_refused(pipelab(*train("--pp", 2, *more)), *words)
+
+
+def test_the_caret_stands_under_the_mistake(pipelab):
+    first, second = pipelab(*train("--layout", "Et*2|(tt")).err.splitlines()
+    assert first[second.index("^")] == "(" and second.endswith("add a )")
+
+
+def test_processes_that_torchrun_started_do_not_each_measure_a_cut_of_their_own(pipelab, monkeypatch):
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert_refused(pipelab(*train("--pp", 2, "--balance", "time")), "--balance time measures", "--layout")

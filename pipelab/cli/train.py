@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelab.cli.cut import Cut, add_cut, find_cut
 from pipelab.cli.parser import (
     CommandError,
     add_explain,
@@ -66,6 +67,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--clock", choices=["virtual", "wall"], help="virtual, for nccl wall, unless said otherwise")
     command.add_argument("--latency", type=duration, default=0, metavar="SECONDS", help="modelled, of each message (0)")
     command.add_argument("--bandwidth", type=duration, metavar="BYTES/S", help="modelled, of each link (unlimited)")
+    add_cut(command)
     command.add_argument("--check", action="store_true", help="in float64, compare with the uncut model")
     command.add_argument("--watch", action="store_true", help="note norms, and name the first value that is not finite")
     command.add_argument("--live", action="store_true", help="show the timeline while it grows, on standard error")
@@ -82,19 +84,19 @@ def run(options: argparse.Namespace) -> int:
         option = "--schedule" if options.file is None else "--file"
         raise CommandError(f"{option} {options.schedule or options.file} has no backward, so nothing is learned")
     _refuse_what_is_not_there(options)
-    run_, difference = _train(options, schedule)
+    run_, difference, cut = _train(options, schedule)
     if not run_.first:
         return 0  # of several processes one tells what all have measured
     if options.trace:
         options.trace.write_text(run_.trace.to_json())
     if options.html:
-        _write_html(options, run_, difference)
+        _write_html(options, _summary(run_, difference, cut), run_)
     explanation = explain(run_.trace, against=run_.replay()) if options.explain else None
     if options.json:
         more = {"explanation": explanation.as_dict()} if explanation else {}
-        print_json(_figures(options, run_, difference) | more)
+        print_json(_figures(options, run_, difference) | (cut.figures(run_) if cut else {}) | more)
     else:
-        _print_figures(run_, difference)
+        _print_figures(_summary(run_, difference, cut), run_)
         print_explanation(explanation)
     if difference is not None and not difference <= TOLERANCE:
         print(f"pipelab train: --check: parameters differ from the uncut model by {difference:g}", file=sys.stderr)
@@ -134,8 +136,8 @@ def _refuse_what_is_not_there(options: argparse.Namespace) -> None:
         raise CommandError("--bandwidth must be positive: got 0; leave it out for an unlimited one")
 
 
-def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", float | None]:
-    """The run, and with --check its largest difference from the uncut model."""
+def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", float | None, Cut | None]:
+    """The run, with --check its largest difference from the uncut model, and the cut that was asked for."""
     import torch
     from tqdm import tqdm
 
@@ -158,6 +160,8 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
         seed=options.seed,
         steps=options.steps,
     )
+    link = Link(float(options.latency), float(options.bandwidth or "inf"))
+    cut = find_cut(options, model, tuple(tensor[: batches.rows] for tensor in batches[0]), schedule, link)
     quiet = is_rank() and os.environ["RANK"] != "0"
     with tqdm(
         total=options.steps, unit="step", desc=schedule.name, file=sys.stderr, delay=2, disable=quiet or options.live
@@ -177,13 +181,14 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
             transport=options.transport,
             clock=options.clock,
             comm=options.comm,
-            link=Link(float(options.latency), float(options.bandwidth or "inf")),
+            link=link,
+            at=None if cut is None else list(cut.predicted.at),
             on_step=on_step,
             feed=LiveText(sys.stderr) if options.live else None,
             watch=options.watch,
         )
     compare = uncut is not None and result.first
-    return result, _difference(options, result, uncut, batches) if compare else None
+    return result, _difference(options, result, uncut, batches) if compare else None, cut
 
 
 def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches: Any) -> float:
@@ -233,7 +238,7 @@ def _version_figures(versions: "Versions") -> dict[str, Any]:
     }
 
 
-def _summary(result: "Run", difference: float | None) -> list[tuple[str, str]]:
+def _summary(result: "Run", difference: float | None, cut: Cut | None) -> list[tuple[str, str]]:
     """What a person wants to read, as (what, figure) with the unit and the clock."""
     from pipelab.units import percent
 
@@ -252,6 +257,7 @@ def _summary(result: "Run", difference: float | None) -> list[tuple[str, str]]:
             rows.append((f"norm, {what}", f"{' '.join(f'{norm:.3g}' for norm in norms)} by stage, last step"))
     if result.versions is not None:
         rows += _version_rows(result, result.versions)
+    rows += cut.summary(result) if cut else []
     if difference is not None:
         against = "the uncut model" + ("" if result.versions is None else " with the same delays")
         rows.append(("check", f"parameters differ from {against} by at most {difference:g}"))
@@ -280,15 +286,15 @@ def _version_rows(result: "Run", versions: "Versions") -> list[tuple[str, str]]:
     ]
 
 
-def _print_figures(result: "Run", difference: float | None) -> None:
+def _print_figures(summary: list[tuple[str, str]], result: "Run") -> None:
     from pipelab.show.text import timeline_text
 
     print(timeline_text(result.trace))
-    for what, figure in _summary(result, difference):
+    for what, figure in summary:
         print(f"{what:<17} {figure}")
 
 
-def _write_html(options: argparse.Namespace, result: "Run", difference: float | None) -> None:
+def _write_html(options: argparse.Namespace, summary: list[tuple[str, str]], result: "Run") -> None:
     from pipelab.show.report import write_report
 
-    write_report(options.html, result.trace, memory=result.memory.curves, summary=_summary(result, difference))
+    write_report(options.html, result.trace, memory=result.memory.curves, summary=summary)
