@@ -109,6 +109,19 @@ def test_lab_07_holds_with_two_ranks_and_an_odd_number_of_micro_batches(tmp_path
     assert result.ok, result.error
 
 
+def test_lab_13_holds_with_two_ranks_and_a_small_vocabulary(tmp_path):
+    lab = find_labs("13")[0]
+    parameters = {"ranks": 2, "microbatches": 5, "steps": 1, "vocabulary": 300, "layers": 6}
+    result = run_lab(lab, tmp_path / lab.name, parameters)
+    assert result.ok, result.error
+
+
+def test_lab_14_holds_with_two_ranks_and_few_rows(tmp_path):
+    lab = find_labs("14")[0]
+    result = run_lab(lab, tmp_path / lab.name, {"ranks": 2, "rows": 12, "steps": 1, "layers": 4})
+    assert result.ok, result.error
+
+
 def test_a_check_that_fails_is_reported(tmp_path):
     """Or a green run would mean nothing."""
     notebook = json.loads(find_labs("01")[0].read_text(encoding="utf-8"))
@@ -246,3 +259,23 @@ WARMUPS = [([3, 2, 1, 0], 0), ([4, 3, 2, 0], 1), ([5, 4, 2, 0], 1), ([6, 4, 2, 0
 @pytest.mark.parametrize(("warmup", "reached"), WARMUPS)
 def test_exercise_05_begins_unsolved_and_can_be_solved(warmup, reached):
     assert said("05", ["imports", "my-warmup", "my-check"], my_warmup=warmup).count("reached") == reached
+
+
+@pytest.mark.parametrize(
+    ("layout", "reached"),
+    [("Et*2|t*3|tt|tH", []), ("Ett|t*3|t*3|H", [1]), ("Ett|tt|t*4|H", [1, 2]), ("Et*8|H", []), ("oops", [])],
+)
+def test_exercise_13_begins_unsolved_and_can_be_solved(layout, reached):
+    lines = said("13", ["imports", "my-layout", "my-check"], my_layout=layout).splitlines()
+    assert [n for n in (1, 2) if any(f"target {n}" in line and line.endswith(": reached") for line in lines)] == reached
+    assert said("13", ["imports", "my-layout", "my-check"]).count(": reached") == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reached"), [(240, 240, []), (24, 24, [1]), (24, 48, [1, 2]), (20, 60, []), (0, 7, [])]
+)
+def test_exercise_14_begins_unsolved_and_can_be_solved(first, second, reached):
+    cells = ["imports", "my-choice", "my-check"]
+    lines = said("14", cells, my_first=first, my_second=second).splitlines()
+    assert [n for n in (1, 2) if any(f"target {n}" in line and line.endswith(": reached") for line in lines)] == reached
+    assert said("14", cells).count(": reached") == 0
