@@ -79,7 +79,7 @@ class RowTimes:
         return Costs(work, {value: line.seconds(rows) for value, line in self.hops.items()} or 0)
 
     def busiest(self, rows: float) -> Line:
-        """The line of the stage that takes longest for a micro-batch of this many rows: all its kinds of work in one."""
+        """The line of the stage that takes longest for so many rows: all its kinds of work in one."""
         totals = [
             Line(
                 *(sum(parts) for parts in zip(*(line for (s, _), line in self.work.items() if s == stage), strict=True))

@@ -125,6 +125,19 @@ def test_lab_00_holds_with_other_parameters(tmp_path, ranks, microbatches):
     assert '"widgets"' not in (tmp_path / lab.name).read_text(encoding="utf-8")
 
 
+def test_lab_13_holds_with_two_ranks_and_a_small_vocabulary(tmp_path):
+    lab = find_labs("13")[0]
+    parameters = {"ranks": 2, "microbatches": 5, "steps": 1, "vocabulary": 300, "layers": 6}
+    result = run_lab(lab, tmp_path / lab.name, parameters)
+    assert result.ok, result.error
+
+
+def test_lab_14_holds_with_two_ranks_and_few_rows(tmp_path):
+    lab = find_labs("14")[0]
+    result = run_lab(lab, tmp_path / lab.name, {"ranks": 2, "rows": 12, "steps": 1, "layers": 4})
+    assert result.ok, result.error
+
+
 def test_a_check_that_fails_is_reported(tmp_path):
     """Or a green run would mean nothing."""
     notebook = json.loads(find_labs("01")[0].read_text(encoding="utf-8"))
@@ -328,3 +341,23 @@ def test_exercise_11_begins_unsolved_and_can_be_solved(places, reached):
 def test_exercise_12_begins_unsolved_and_can_be_solved(pp, dp, targets):
     lines = said("12", ["my-mesh", "my-check"], my_pp=pp, my_dp=dp).splitlines()
     assert [number for number in (1, 2) if lines[number - 1].endswith(": reached")] == targets
+
+
+@pytest.mark.parametrize(
+    ("layout", "reached"),
+    [("Et*2|t*3|tt|tH", []), ("Ett|t*3|t*3|H", [1]), ("Ett|tt|t*4|H", [1, 2]), ("Et*8|H", []), ("oops", [])],
+)
+def test_exercise_13_begins_unsolved_and_can_be_solved(layout, reached):
+    lines = said("13", ["imports", "my-layout", "my-check"], my_layout=layout).splitlines()
+    assert [n for n in (1, 2) if any(f"target {n}" in line and line.endswith(": reached") for line in lines)] == reached
+    assert said("13", ["imports", "my-layout", "my-check"]).count(": reached") == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reached"), [(240, 240, []), (24, 24, [1]), (24, 48, [1, 2]), (20, 60, []), (0, 7, [])]
+)
+def test_exercise_14_begins_unsolved_and_can_be_solved(first, second, reached):
+    cells = ["imports", "my-choice", "my-check"]
+    lines = said("14", cells, my_first=first, my_second=second).splitlines()
+    assert [n for n in (1, 2) if any(f"target {n}" in line and line.endswith(": reached") for line in lines)] == reached
+    assert said("14", cells).count(": reached") == 0

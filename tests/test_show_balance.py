@@ -13,7 +13,10 @@ def test_a_sweep_is_drawn_as_line_points_star_and_cross():
     assert [trace.name for trace in figure.data] == [
         "P = 2, predicted", "P = 2, measured", "P = 2, best predicted", "P = 2, M = 4P",
     ]  # fmt: skip
-    assert figure.layout.title.text == "P = 2: the step is shortest with M = 4; the rule M = 4P makes it 20.0 % longer"
+    assert (
+        figure.layout.title.text
+        == "P = 2: the shortest step predicted is at M = 4; the rule M = 4P makes it 20.0 % longer"
+    )
     assert "virtual time" in figure.layout.yaxis.title.text and "ms" in figure.layout.yaxis.title.text
     assert figure.data[1].x == (4,) and figure.data[1].y == pytest.approx((3.1,))
 

@@ -1,6 +1,7 @@
 """How long is a step with so many micro-batches? The U-curve: predicted as a line, measured as points."""
 
 from collections.abc import Sequence
+from math import ceil, floor, log2
 from typing import TYPE_CHECKING
 
 from pipelab.show.palette import GRID, INK, PAPER, RANK_COLOURS, RANK_DASHES
@@ -20,7 +21,7 @@ def microbatch_chart(sweeps: Sequence["Sweep"], title: str | None = None) -> "go
     >>> from pipelab.microbatch import Sweep
     >>> figure = microbatch_chart([Sweep(2, {2: 0.004, 4: 0.003, 8: 0.0035}, {4: 0.0031})])
     >>> figure.layout.title.text
-    'P = 2: the step is shortest with M = 4; the rule M = 4P makes it 16.7 % longer'
+    'P = 2: the shortest step predicted is at M = 4; the rule M = 4P makes it 16.7 % longer'
     """
     import plotly.graph_objects as go
 
@@ -32,7 +33,7 @@ def microbatch_chart(sweeps: Sequence["Sweep"], title: str | None = None) -> "go
         for name, points, look in (
             ("predicted", sweep.predicted, {"mode": "lines", "line": {"dash": RANK_DASHES[place % len(RANK_DASHES)]}}),
             ("measured", sweep.measured, {"mode": "markers", "marker": {"size": 9}}),
-            ("best predicted", _at(sweep, sweep.best), {"mode": "markers", "marker": _sign("star", 17)}),
+            ("best predicted", _at(sweep, sweep.best), {"mode": "markers", "marker": _sign("star-open", 19)}),
             ("M = 4P", _at(sweep, sweep.rule) if sweep.rule == 4 * sweep.ranks else {}, _rule()),
         ):
             if points:
@@ -57,8 +58,12 @@ def microbatch_chart(sweeps: Sequence["Sweep"], title: str | None = None) -> "go
     counts = sorted({count for sweep in sweeps for count in sweep.predicted})
     figure.update_xaxes(title_text="micro-batches a step, M (same batch)", type="log", tickvals=counts, gridcolor=GRID)
     clocks = " and ".join(sorted({CLOCK_NAMES[sweep.clock] for sweep in sweeps}))
+    steps = [1e3 * step for sweep in sweeps for step in (*sweep.predicted.values(), *sweep.measured.values())]
     figure.update_yaxes(
-        title_text=f"step (ms)<br>points: {clocks}; lines: simulated", rangemode="tozero", gridcolor=GRID
+        title_text=f"step (ms)<br>points: {clocks}; lines: simulated",
+        type="log",
+        tickvals=[2.0**power for power in range(floor(log2(min(steps))), ceil(log2(max(steps))) + 1)],
+        gridcolor=GRID,
     )
     return figure
 
@@ -68,11 +73,11 @@ def _at(sweep: "Sweep", count: int) -> dict[int, float]:
 
 
 def _sign(symbol: str, size: int) -> dict[str, object]:
-    return {"symbol": symbol, "size": size, "line": {"color": INK, "width": 1}}
+    return {"symbol": symbol, "size": size, "line": {"width": 2.5}}
 
 
 def _rule() -> dict[str, object]:
-    return {"mode": "markers", "marker": _sign("x", 12)}
+    return {"mode": "markers", "marker": _sign("x-open", 14)}
 
 
 def _finding(sweeps: Sequence["Sweep"]) -> str:
@@ -81,7 +86,7 @@ def _finding(sweeps: Sequence["Sweep"]) -> str:
         bests = ", ".join(f"{sweep.best} for P = {sweep.ranks}" for sweep in sweeps)
         return f"The best number of micro-batches, predicted: {bests}"
     (sweep,) = sweeps
-    said = f"P = {sweep.ranks}: the step is shortest with M = {sweep.best}"
+    said = f"P = {sweep.ranks}: the shortest step predicted is at M = {sweep.best}"
     if sweep.rule != 4 * sweep.ranks:
         return said
     if sweep.rule == sweep.best:
