@@ -1,5 +1,6 @@
 """How does a run look in a terminal while it goes on? A timeline that grows; without a terminal, a line a step."""
 
+import os
 import shutil
 import time
 from typing import TextIO
@@ -34,10 +35,17 @@ class LiveText:
             if isinstance(event, StepEnded):
                 print("; ".join((f"step {event.step}", *_figures(self.live))), file=self._out, flush=True)
         elif isinstance(event, Ended):
-            self._draw(picture(self.live, *shutil.get_terminal_size()) if event.error else [])
+            self._draw(picture(self.live, *self._size()) if event.error else [])
         elif time.monotonic() >= self._next:
-            self._draw(picture(self.live, *shutil.get_terminal_size()))
+            self._draw(picture(self.live, *self._size()))
             self._next = time.monotonic() + EVERY
+
+    def _size(self) -> tuple[int, int]:
+        """Columns and rows of the terminal, which need not be the one of standard output."""
+        try:
+            return os.get_terminal_size(self._out.fileno())
+        except (OSError, ValueError):
+            return shutil.get_terminal_size()
 
     def _draw(self, lines: list[str]) -> None:
         up = UP.format(self._lines) if self._lines else ""
