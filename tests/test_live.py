@@ -233,5 +233,9 @@ def test_without_a_notebook_there_is_a_figure_and_a_text(monkeypatch):
     for shown in (live.explore(step()), live.playground(schedule="gpipe"), live.builder()):
         assert shown.figure.data and "simulated time" in shown.text
     assert "makespan: 33 (formula 33)" in live.playground().text
+    limited = live.playground(limit=3)
+    assert [line.text for line in limited.figure.layout.annotations] == [
+        "limit 3"
+    ] and "rank 0 is above it" in limited.text
     monkeypatch.setenv("PIPELAB_HEADLESS", "1")
     assert not live.in_a_notebook()

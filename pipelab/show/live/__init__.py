@@ -31,7 +31,8 @@ def explore(
 ) -> "Timeline | Still":
     """The step as an interactive timeline: zoom, pan, hover, select an action and see what it needs.
 
-    `memory` holds one curve of (time, bytes) a rank (as `Run.memory.curves`); `limit` draws a line, one number or one a rank.
+    `memory` holds one curve of (time, bytes) a rank (as `Run.memory.curves`); `limit` draws a line, one number or one
+    a rank, in bytes if `memory` is given, else in micro-batches.
     Raises ValueError when `memory` or `limit` does not fit the ranks.
 
     >>> from pipelab import Costs, build, simulate
@@ -39,7 +40,7 @@ def explore(
     <the timeline of 1f1b, as a figure and as text>
     """
     if not in_a_notebook():
-        return Still(trace, memory)
+        return Still(trace, memory, limit)
     from pipelab.show.live.widget import Timeline
 
     return Timeline(trace, memory, limit)
@@ -54,7 +55,7 @@ def playground(**question: Any) -> "Playground | Still":
     asked = Question(**question)
     if not in_a_notebook():
         found = answer(asked)
-        return Still(found.trace, rows=found.rows)
+        return Still(found.trace, limit=asked.limit or None, rows=found.rows)
     from pipelab.show.live.sliders import Playground
 
     return Playground(asked)

@@ -87,7 +87,7 @@ def trace_block(
     header |= {"title": finding(trace), "figures": figures_text(trace, unit), "length": unit.of(trace.makespan)}
     chunks = chunk_of(trace)
     header["chunk"] = [chunks.get(stage, 0) for stage in range(1 + max(chunks, default=-1))]
-    header["limits"] = None if limit is None else _limits(limit, trace.ranks)
+    header["limits"] = None if limit is None else limits_of(limit, trace.ranks)
     extra: dict[str, Any] = {}
     if memory is not None:
         if len(memory) != trace.ranks:
@@ -175,8 +175,12 @@ def _block(header: dict[str, Any], columns: Mapping[str, np.ndarray]) -> bytes:
     return b"".join(pieces)
 
 
-def _limits(limit: "Number | Sequence[Number]", ranks: int) -> list[int | float]:
-    """One limit a rank."""
+def limits_of(limit: "Number | Sequence[Number]", ranks: int) -> list[int | float]:
+    """One limit a rank. Raises ValueError for another number of limits.
+
+    >>> limits_of(4, ranks=2)
+    [4, 4]
+    """
     limits = list(limit) if isinstance(limit, Sequence) else [limit] * ranks
     if len(limits) != ranks:
         raise ValueError(f"limit is one number, or one a rank, {ranks} in all: got {len(limits)}")

@@ -3,10 +3,12 @@
 import os
 from collections.abc import Iterable, Sequence
 
-from pipelab.show.memory import Curve
+from pipelab.show.live.columns import limits_of
+from pipelab.show.memory import Curve, largest_unit
+from pipelab.show.palette import LIGHT
 from pipelab.show.text import timeline_text
 from pipelab.show.timeline import timeline
-from pipelab.trace import Trace
+from pipelab.trace import Number, Trace
 
 
 def in_a_notebook() -> bool:
@@ -33,10 +35,19 @@ class Still:
     """
 
     def __init__(
-        self, trace: Trace, memory: Sequence[Curve] | None = None, rows: Iterable[tuple[str, str, str]] = ()
+        self,
+        trace: Trace,
+        memory: Sequence[Curve] | None = None,
+        limit: "Number | Sequence[Number] | None" = None,
+        rows: Iterable[tuple[str, str, str]] = (),
     ) -> None:
         self.trace = trace
         self.figure = timeline(trace, memory)
+        limits = [] if limit is None else limits_of(limit, trace.ranks)
+        size = largest_unit(memory)[0] if memory is not None else 1
+        for one in sorted(set(limits)):
+            line = {"line_dash": "dash", "line_color": LIGHT.alarm, "annotation_text": f"limit {one:g}"}
+            self.figure.add_hline(y=one / size, row=2, col=1, **line)
         table = [f"{what}: {made}" + (f" (formula {theory})" if theory else "") for what, made, theory in rows]
         self.text = "\n".join([timeline_text(trace), *table])
 
