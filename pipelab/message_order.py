@@ -18,6 +18,9 @@ from pipelab.schedule import ScheduleError
 AHEAD = 2
 """Receives that a rank posts on each channel before it needs them: one being filled while one is being used."""
 
+WINDOW = 4
+"""Messages that a rank has under way on a channel before it waits for the oldest to be taken."""
+
 RULES = ("tag", "issue order")
 CALLED = {F: "activations", I: "gradients", T: "tokens"}
 
@@ -62,13 +65,15 @@ def channel(program: Program, send: Action) -> Channel:
 
 
 def check_messages(
-    program: Program, rule: str = "tag", *, blocking: bool = False, ahead: int = AHEAD, share: bool = False
-) -> None:
+    program: Program, rule: str = "tag", *,
+    blocking: bool = False, ahead: int = AHEAD, share: bool = False, most: int | None = None,
+) -> None:  # fmt: skip
     """Raise ScheduleError, naming the cycle, if the program's messages cannot all be delivered under a rule.
 
     `rule` is "tag" (gloo) or "issue order" (NCCL). With `blocking` a rank goes on only when its send has been taken, as
     of a message too large for any buffer. Receives are posted `ahead` of their use. With `share` both directions of a
-    pair of ranks, activations and gradients, use one communicator, as unbatched NCCL messages in PyTorch do.
+    pair of ranks, activations and gradients, use one communicator, as unbatched NCCL messages in PyTorch do. With
+    `most` messages under way on a channel, a rank waits for the oldest of them before it sends there again.
 
     >>> from pipelab import build, lower
     >>> program = lower(build("1f1b", ranks=2, microbatches=4))
@@ -84,10 +89,33 @@ def check_messages(
         crossed = [reason for key, messages in traffic.items() for reason in _crossed(key, messages)]
         if crossed:
             raise ScheduleError(crossed)
-    post = _Post(program, traffic, in_order=rule == "issue order", blocking=blocking, ahead=ahead, share=share)
+    in_order = rule == "issue order"
+    post = _Post(program, traffic, in_order=in_order, blocking=blocking, ahead=ahead, share=share, most=most)
     waiting = post.play()
     if waiting:
         raise ScheduleError([_lock_up(post, waiting)])
+
+
+def window(program: Program) -> int:
+    """How many messages each channel may have under way, so that senders wait, buffers are few, and nothing locks up.
+
+    `WINDOW` for all but schedules that send more than that before their receiver asks for the first; those get twice as
+    many, or four times, and so on. Receives posted ahead are not counted on: there are none before layouts are known.
+
+    >>> from pipelab import build, lower
+    >>> window(lower(build("gpipe", ranks=4, microbatches=64)))
+    4
+    >>> window(lower(build("looped-bfs", ranks=2, microbatches=64, chunks=2)))
+    32
+    """
+    most, longest = WINDOW, max((len(traffic.sent) for traffic in channels(program).values()), default=0)
+    while most < longest:
+        try:
+            check_messages(program, ahead=0, most=most)
+            return most
+        except ScheduleError:
+            most *= 2
+    return most
 
 
 def _messages(program: Program) -> Iterator[tuple[Action, bool]]:
@@ -115,11 +143,12 @@ class _Post:
 
     def __init__(
         self, program: Program, traffic: Mapping[Channel, Traffic], *,
-        in_order: bool, blocking: bool, ahead: int, share: bool,
+        in_order: bool, blocking: bool, ahead: int, share: bool, most: int | None,
     ) -> None:  # fmt: skip
         self.program = program
         self.channel_of = {send: key for key, messages in traffic.items() for send in messages.sent}
-        self.in_order, self.blocking, self.ahead, self.share = in_order, blocking, ahead, share
+        self.in_order, self.blocking, self.ahead, self.share, self.most = in_order, blocking, ahead, share, most
+        self.under_way: dict[Channel, deque[Action]] = defaultdict(deque)
         self.at = [0] * len(program.rows)
         self.sent: set[Action] = set()
         self.posted: set[Action] = set()
@@ -153,6 +182,12 @@ class _Post:
 
     def _send(self, send: Action) -> bool:
         if send not in self.sent:
+            under_way = self.under_way[self.channel_of[send]]
+            if len(under_way) == self.most:
+                if under_way[0] not in self.delivered:
+                    return False
+                under_way.popleft()
+            under_way.append(send)
             self.sent.add(send)
             self._issue(send, self.channel_of[send].sender)
         return send in self.delivered or not self.blocking

@@ -16,7 +16,9 @@ from pipelab.clock import Clock, make_clock, make_turn
 from pipelab.collector import collector_at_rest
 from pipelab.cuda_clock import CudaWallClock
 from pipelab.feed import OfStep, Tell, nobody
+from pipelab.flights import landings
 from pipelab.launcher import recorder as recorder_of_a_launch
+from pipelab.lower import peer
 from pipelab.ranks import Job, Ranks
 from pipelab.trace import Span
 from pipelab.transport.nccl import Nccl, make_carriers
@@ -54,7 +56,6 @@ class ProcessRank(Ranks):
     def __enter__(self) -> "ProcessRank":
         super().__enter__()
         self.resources.callback(self.world.close)
-        self.resources.callback(self.transport.close)
         (worker,) = self.workers
         worker.recorder = self.resources.enter_context(watched(self.job.timeout))
         worker.recorder.names = self.members
@@ -85,21 +86,17 @@ class ProcessRank(Ranks):
         self.transport.begin(batch.inputs)
         with collector_at_rest():
             record = worker.run(batch)
-        taken = self.transport.finish()
-        if self.job.clock == "wall":
-            record.spans = [self._as_measured(span, taken) for span in record.spans]
+        times = self.transport.finish()
+        if times:
+            record.spans = [self._as_measured(span, times) for span in record.spans]
         return [record]
 
     def _as_measured(self, span: Span, times: Times) -> Span:
         """A message's span with the times of the transport, which are nearer to the wire than the worker's."""
-        if span.lane not in ("send", "recv"):
-            return span
         assert isinstance(span.action, Action)
-        send = span.action if span.lane == "send" else self.job.program.peer(span.action)
-        start, end = times.get((span.lane, send), (None, span.start + self._origin))
-        if start is not None:
-            return span._replace(start=start - self._origin, end=end - self._origin)
-        return span._replace(end=max(span.end, end - self._origin))
+        send = peer(span.action) if span.lane == "recv" else span.action
+        start, end = times.get((span.lane, send), (span.start + self._origin, span.end + self._origin))
+        return span._replace(start=start - self._origin, end=end - self._origin)
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -124,7 +121,13 @@ class ProcessRank(Ranks):
         everyone = self.world.everybody([record for (record,) in self.history])
         for stage, state in enumerate(self.states):
             self.world.share(self.members[self.job.program.placement.rank_of[stage]], state)
-        return [[everyone[member][step] for member in self.members] for step in range(len(self.history))]
+        steps = [[everyone[member][step] for member in self.members] for step in range(len(self.history))]
+        if (self.job.transport, self.job.clock) == ("gloo", "wall"):
+            for records in steps:
+                ends = landings(span for record in records for span in record.spans)
+                for record in records:
+                    record.spans = [span._replace(end=ends.get(span, span.end)) for span in record.spans]
+        return steps
 
 
 def _own_device(device: torch.device) -> torch.device:

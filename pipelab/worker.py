@@ -192,6 +192,10 @@ class Worker:
         departure = self.clock.now
         arrival = departure + self.link.seconds(tensor.nbytes)
         self._note(record, Span(self.rank, "send", step, departure, arrival))
+        held_up_by = self.transport.held_up_by(step)
+        if held_up_by is not None:
+            receive = self.program.peer(held_up_by)
+            self.recorder.waiting(step, receive, (self.program.placement.rank_of[receive.stage],))
         self.transport.send(step, Message(tensor, arrival, giver))
         if self.blocking:
             self.clock.wait_until(arrival)

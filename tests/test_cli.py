@@ -52,8 +52,8 @@ def pipelab(capfd):
 
 def in_a_process(*arguments: object, cwd: Path) -> Answer:
     command = [sys.executable, "-m", "pipelab", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, env=ENVIRONMENT)
-    return Answer(done.returncode, done.stdout, done.stderr)
+    done = subprocess.run(command, capture_output=True, timeout=120, cwd=cwd, env=ENVIRONMENT)
+    return Answer(done.returncode, done.stdout.decode(), done.stderr.decode())  # text=True would make \r a line's end
 
 
 def assert_refused(answer: Answer, *words: str, status: int = 2, lines: int = 2) -> None:

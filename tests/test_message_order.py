@@ -3,7 +3,7 @@
 import pytest
 
 import pipelab as pl
-from pipelab.message_order import RULES, channels, check_messages
+from pipelab.message_order import RULES, WINDOW, channels, check_messages, window
 from pipelab.schedules import chunks_of
 
 SHAPES = [(ranks, microbatches) for ranks in (1, 2, 3, 4) for microbatches in (1, 2, 5, 8)]
@@ -86,6 +86,22 @@ def test_looped_bfs_with_more_messages_than_receives_posted_needs_overlap():
     check_messages(lowered)
     with pytest.raises(pl.ScheduleError, match="let messages overlap"):
         check_messages(lowered, blocking=True)
+
+
+@pytest.mark.parametrize("name", pl.SCHEDULES)
+def test_a_few_messages_under_way_on_each_channel_are_enough_however_many_micro_batches_there_are(name):
+    for ranks, microbatches in [(2, 8), (2, 40), (4, 8), (4, 40)]:
+        lowered = program(name, ranks, microbatches, 2 if chunks_of(name) == "any" else None)
+        most = window(lowered)
+        check_messages(lowered, ahead=0, most=most)
+        assert most == WINDOW or name == "looped-bfs"
+
+
+def test_a_sender_that_must_wait_locks_up_where_its_receiver_first_wants_something_later():
+    lowered = program("looped-bfs", 2, 40, 2)  # rank 0 makes all of stage 0 before rank 1's messages are of use to it
+    with pytest.raises(pl.ScheduleError, match="lock up"):
+        check_messages(lowered, ahead=0, most=WINDOW)
+    assert WINDOW < window(lowered) < 40
 
 
 @pytest.mark.parametrize("name", pl.SCHEDULES)

@@ -22,6 +22,9 @@ class Aborted(Exception):
 class Transport(Protocol):
     """What a worker needs of a machine."""
 
+    def held_up_by(self, step: Action) -> Action | None:
+        """The send whose message must have been taken before this one's can be handed over, if there is any."""
+
     def send(self, step: Action, message: Message) -> None:
         """Hand over the message of this send, such as `0SEND_F3`; waits for the receiver only where it is told to."""
 

@@ -22,6 +22,9 @@ class Mailboxes:
         self._messages: dict[Action, Message] = {}
         self._aborted = False
 
+    def held_up_by(self, step: Action) -> None:
+        """There is a place for every message."""
+
     def send(self, step: Action, message: Message) -> None:
         """Put the message where the receiver will look."""
         with self._changed:

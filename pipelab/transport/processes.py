@@ -2,16 +2,15 @@
 
 Every channel (a direction of an edge, activations or gradients) has a process group of its own, so that nothing waits
 behind a message of another kind. Gloo wants a receiver to know the size beforehand: the first message of its shape is
-announced by a short one, and from the next step on both sides know. Read next: `nccl`, what GPUs do differently.
+announced by a short one, and from the next step on both sides know. And gloo tells that a message has been taken only
+to those who wait: a rank waits for an old message of a channel before it sends one more than `window` there, and for
+the rest at the end of the step. Read next: `nccl`, what GPUs do differently.
 """
 
 import math
-import threading
-import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from datetime import timedelta
-from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from pipelab.action import Action
 from pipelab.dependencies import gives
 from pipelab.lower import CARRIES, Program
-from pipelab.message_order import AHEAD, Channel, channels
+from pipelab.message_order import AHEAD, Channel, channels, window
 from pipelab.transport import Aborted, Message
 from pipelab.world import World
 
@@ -30,9 +29,9 @@ MOST_DIMS = 8
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 
 
-Times = dict[tuple[str, Action], tuple[float | None, float]]
-"""What a transport measured: for a lane ("send" or "recv") and a message, by its send: its start, if that is known, and
-its end, by `time.perf_counter`."""
+Times = dict[tuple[str, Action], tuple[float, float]]
+"""What a transport measured: for a lane ("send" or "recv") and a message, by its send: its start and its end, by
+`time.perf_counter`."""
 
 
 class Layout(NamedTuple):
@@ -53,7 +52,7 @@ class Slot:
 
 
 class Line:
-    """One end of a channel: its group, the other end, and at the receiver what is posted and what is still to come."""
+    """One end of a channel: its group, the other end, what its sender has under way, or its receiver has posted."""
 
     def __init__(self, group: Any, peer: int, sends: Sequence[Action], name: Channel) -> None:
         self.group = group
@@ -62,6 +61,7 @@ class Line:
         self.name = name
         self.coming: deque[Action] = deque()
         self.posted: dict[Action, tuple[Any, Any]] = {}
+        self.under_way: deque[tuple[Any, Slot, Action]] = deque()
 
 
 class Processes:
@@ -82,23 +82,21 @@ class Processes:
         schedule = program.schedule
         self.width = schedule.microbatches
         self.givers = {gives(a, schedule.stages, schedule.groups): a for _, _, a in schedule.actions()}
+        self.window = window(program)
         self.incoming: list[Line] = []
+        self.outgoing: list[Line] = []
         self.line_of: dict[Action, Line] = {}
         for key, traffic in channels(program).items():
             if rank in key[:2]:
                 other = key.sender if rank == key.receiver else key.receiver
                 line = Line(groups[key], int(other > rank), traffic.received, key)
                 self.line_of.update(dict.fromkeys(traffic.sent, line))
-                if rank == key.receiver:
-                    self.incoming.append(line)
+                (self.incoming if rank == key.receiver else self.outgoing).append(line)
         self.layouts: dict[tuple[int, str, torch.Size], Layout] = {}
         self.shapes: list[torch.Size] = []
         self.known: set[torch.Size] = set()
         self._free: dict[Layout, list[Any]] = defaultdict(list)
-        self._times: Times = {}
-        self._under_way: SimpleQueue[tuple[Any, Slot | None, Action] | threading.Event | None] = SimpleQueue()
-        self._reaper = threading.Thread(target=self._reap, name=f"sends of rank {rank}", daemon=True)
-        self._reaper.start()
+        self._announcements: list[tuple[Any, Tensor, Action]] = []
 
     def begin(self, inputs: Sequence[Tensor]) -> None:
         """Get ready for a step with these micro-batches: post the first receives of those whose layouts are known."""
@@ -107,14 +105,20 @@ class Processes:
         if shapes != self.shapes:
             self._free.clear()  # buffers of other shapes are not kept for ever
         self.shapes = shapes
-        self._times = {}
         for line in self.incoming:
             line.coming = deque(line.sends)
             self._post_ahead(line)
 
+    def held_up_by(self, step: Action) -> Action | None:
+        """The send that must have been taken before this one can go: the oldest, where the channel is full."""
+        under_way = self.line_of[step].under_way
+        return under_way[0][2] if len(under_way) >= self.window else None
+
     def send(self, step: Action, message: Message) -> None:
         """Copy the tensor into a buffer and let it go; the buffer is used again when it has been taken."""
         line = self.line_of[step]
+        while len(line.under_way) >= self.window:
+            self._reap(line)
         layout = Layout(tuple(message.tensor.shape), message.tensor.dtype)
         announced = self._expected(step)
         if announced is None:
@@ -139,16 +143,14 @@ class Processes:
         return Message(tensor, arrival, self.givers[Action(step.stage, CARRIES[step.kind], step.microbatch)])
 
     def finish(self) -> Times:
-        """Wait until every message of the step has been taken; gives when that was."""
-        taken = threading.Event()
-        self._under_way.put(taken)
-        if not taken.wait(self.timeout.total_seconds() + 1):
-            raise TimeoutError(f"messages of rank {self.rank} were not taken within {self.timeout}")
-        return self._times
-
-    def close(self) -> None:
-        """End the thread that waits for sends; it may still be waiting for a receiver that failed."""
-        self._under_way.put(None)
+        """Wait until every message of the step has been taken; gives nothing, for gloo does not tell when that was."""
+        for line in self.outgoing:
+            while line.under_way:
+                self._reap(line)
+        while self._announcements:
+            work, _, send = self._announcements.pop()
+            self._wait(work, send, self.line_of[send])
+        return {}
 
     def _post_ahead(self, line: Line) -> None:
         while line.coming and len(line.posted) < AHEAD:
@@ -162,16 +164,14 @@ class Processes:
         line.posted[send] = slot, self._start(line, send, slot)
 
     def _hand_over(self, line: Line, step: Action, message: Message, layout: Layout, wait: bool) -> None:
-        """Gloo's way to send: from a buffer, which a thread waits for unless this rank is to wait itself."""
+        """Gloo's way to send: from a buffer."""
         slot = self._take(layout)
         slot.tensor.copy_(message.tensor)
         slot.arrival[0] = message.arrival
         work = self._issue(line.group.send, slot.bytes, line, 2 * self._number(step))
+        line.under_way.append((work, slot, step))
         if wait:
-            self._wait(work, step, line)
-            self._taken(step, slot)
-        else:
-            self._under_way.put((work, slot, step))
+            self._reap(line)
 
     def _start(self, line: Line, send: Action, slot: Any) -> Any:
         """Gloo's way to post a receive."""
@@ -192,7 +192,8 @@ class Processes:
             raise ValueError(f"{send} carries {layout.dtype} {layout.shape}; floating-point tensors of up to 8 dims go")
         words = [DTYPES.index(layout.dtype), len(layout.shape), *layout.shape]
         header = torch.tensor(words + [0] * (2 + MOST_DIMS - len(words)))
-        self._under_way.put((self._issue(line.group.send, header, line, 2 * self._number(send) + 1), None, send))
+        work = self._issue(line.group.send, header, line, 2 * self._number(send) + 1)
+        self._announcements.append((work, header, send))
         self._learn(send, layout)
 
     def _announced(self, line: Line, send: Action) -> Layout:
@@ -212,10 +213,12 @@ class Processes:
     def _new_slot(self, layout: Layout) -> Any:
         return Slot(layout)
 
-    def _taken(self, send: Action, slot: Slot | None) -> None:
-        self._times["send", send] = None, time.perf_counter()
-        if slot is not None:
-            self._free[slot.layout].append(slot)
+    def _reap(self, line: Line) -> None:
+        """Wait until the oldest message of a channel has been taken, and have its buffer back."""
+        work, slot, send = line.under_way[0]
+        self._wait(work, send, line)
+        line.under_way.popleft()
+        self._free[slot.layout].append(slot)
 
     def _number(self, send: Action) -> int:
         return send.stage * self.width + send.microbatch
@@ -232,24 +235,9 @@ class Processes:
         except RuntimeError as error:
             if "imed out" in str(error):
                 seconds = self.timeout.total_seconds()
-                raise TimeoutError(
-                    f"{send} did not come within {seconds:g} s; raise the timeout for slow stages"
-                ) from error
+                what = "did not come" if self.rank == line.name.receiver else "was not taken"
+                raise TimeoutError(f"{send} {what} within {seconds:g} s; raise the timeout for slow stages") from error
             raise _gone(line, self.rank) from error
-
-    def _reap(self) -> None:
-        """Wait for each send in turn, and put its buffer back. (Gloo tells of completion only to those who wait.)"""
-        while (item := self._under_way.get()) is not None:
-            if isinstance(item, threading.Event):
-                item.set()
-                continue
-            work, slot, step = item
-            try:
-                work.wait(self.timeout)
-            except RuntimeError:
-                continue  # a receiver that failed: whoever waits for a message of its knows, too
-            self._taken(step, slot)
-            del work, slot, item
 
 
 def make_groups(program: Program, pipelines: Sequence[Sequence[int]], world: World) -> dict[Channel, Any]:
