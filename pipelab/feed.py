@@ -6,7 +6,8 @@
 
 The values are those of the final `Run`, and every span and point comes once. In virtual time the spans of a step come
 while it goes on, ten times a second; in wall-clock time each rank's come when its step is over, for its clock knows
-them only then. Under torchrun the listener of rank 0 is called; the spans of the others come at the end of each step.
+them only then; over gloo a send then ends as it departs, for where it landed is known when all is gathered (`flights`).
+Under torchrun the listener of rank 0 is called; the spans of the others come at the end of each step.
 A step that breaks off is told as far as it was executed; only of processes that are killed, as all others are when one
 fails or the stop button is pressed, the last tenth of a second may be missing.
 

@@ -93,6 +93,8 @@ class ProcessRank(Ranks):
 
     def _as_measured(self, span: Span, times: Times) -> Span:
         """A message's span with the times of the transport, which are nearer to the wire than the worker's."""
+        if span.lane not in ("send", "recv"):
+            return span
         assert isinstance(span.action, Action)
         send = peer(span.action) if span.lane == "recv" else span.action
         start, end = times.get((span.lane, send), (span.start + self._origin, span.end + self._origin))

@@ -18,6 +18,7 @@ from pipelab import feed
 from pipelab.action import parts
 from pipelab.failure import RunError
 from pipelab.feed import Ended, Feed, InOrder, Spans, Started, StepBegun, StepEnded
+from pipelab.flights import landings
 from pipelab.models import GPT, GPTConfig
 
 ROOT = Path(__file__).parent.parent
@@ -61,9 +62,11 @@ def test_all_that_is_fed_equals_the_run_exactly(transport, clock):
     schedule = pl.build("zb-h1", 2, 4)
     run = pl.train(gpt(), batches(), schedule, transport=transport, clock=clock, feed=heard.append)
     for step, trace in enumerate(run.traces):
-        for rank in range(2):
-            spans, _ = told(heard, step, rank)
-            assert spans == [span for span in trace.spans if span.rank == rank]
+        spans = [span for rank in range(2) for span in told(heard, step, rank)[0]]
+        if (transport, clock) == ("gloo", "wall"):  # where a message landed is known when both ends are
+            ends = landings(spans)
+            spans = [span._replace(end=ends.get(span, span.end)) for span in spans]
+        assert spans == [*trace.spans]
     typical = run.traces.index(run.trace)
     assert tuple(told(heard, typical, rank)[1] for rank in range(2)) == run.memory.curves
     ends = [event for event in heard if isinstance(event, StepEnded)]
