@@ -18,7 +18,7 @@ from pipelab.schedule import ScheduleError
 AHEAD = 2
 """Receives that a rank posts on each channel before it needs them: one being filled while one is being used."""
 
-WINDOW = 4
+WINDOW = 8
 """Messages that a rank has under way on a channel before it waits for the oldest to be taken."""
 
 RULES = ("tag", "issue order")
@@ -104,7 +104,7 @@ def window(program: Program) -> int:
 
     >>> from pipelab import build, lower
     >>> window(lower(build("gpipe", ranks=4, microbatches=64)))
-    4
+    8
     >>> window(lower(build("looped-bfs", ranks=2, microbatches=64, chunks=2)))
     32
     """

@@ -96,7 +96,9 @@ class Stage:
 
     def backward_weight(self, microbatch: int) -> None:
         """W: add the weight gradients that I put off, and let go of the micro-batch."""
-        pay(self._kept.pop(microbatch).waiting)
+        waiting = self._kept.pop(microbatch).waiting
+        if waiting:
+            pay(waiting)
 
     def backward(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
         """B = I + W."""

@@ -1,15 +1,19 @@
 """How long does a step take in our runtime and in PyTorch's own, in the same processes, on the same work?
 
 Both train copies of one model with one schedule among the same gloo processes, a step of one after a step of the other,
-after their gradients were found equal. A row tells torch's step time over ours: above 1, ours is the quicker.
+after their gradients were found equal. A row tells torch's step time over ours: above 1, ours is the quicker. A step is
+what `train` does for the gradients: the batch is cut, the row is run and recorded on the wall clock, and all messages
+have been taken. Torch gets shapes beforehand, keeps no outputs, and Python's collector rests for both.
 """
 
 import copy
+import inspect
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from pipelab.collector import collector_at_rest
 from pipelab.costs import middle
 from pipelab.schedule import Schedule
 
@@ -22,18 +26,26 @@ SCHEDULES = {
 }
 """Of our names, the class of torch.distributed.pipelining that runs the same schedule, and the chunks of a rank."""
 QUICK = ("gpipe", "1f1b", "interleaved", "interleaved-zb")
-WORKS = ("tiny", "lab")
-"""tiny: a Linear and a Tanh a stage, where all is overhead; lab: four blocks of the preset small a stage."""
 MICROBATCHES = 8
+WORKS = {
+    "tiny": "an MLP, two Linears of width 128 with ReLUs a stage, 8 rows a micro-batch",
+    "lab": "a GPT, two blocks of the preset small a stage, 2 rows of 64 tokens a micro-batch",
+}
+"""tiny: actions of about 0.1 ms, as of the models that pipelines are taught with; lab: of two to four."""
+FEWEST, MOST = 8, 400
+"""Pairs of steps that are counted."""
 
 
-def compare_runtimes(*, quick: bool = False, works: tuple[str, ...] = WORKS) -> Iterator[dict[str, Any]]:
-    """One row a schedule, number of ranks and work: the median of torch's step time over ours."""
+def compare_runtimes(*, quick: bool = False, works: tuple[str, ...] = tuple(WORKS)) -> Iterator[dict[str, Any]]:
+    """One row a schedule, number of ranks and work: the median, over pairs of steps, of torch's time over ours.
+
+    Other programs on the machine disturb both steps of a pair alike, the more so the shorter they are.
+    """
     from pipelab.launcher import launch
 
     names = QUICK if quick else tuple(SCHEDULES)
     for ranks in (2,) if quick else (2, 4):
-        rows, *_ = launch(_rows, names, works, 5 if quick else 20, ranks=ranks, timeout=300, threads=1)
+        rows, *_ = launch(_rows, names, works, 2.0 if quick else 6.0, ranks=ranks, timeout=300, threads=1)
         yield from rows
 
 
@@ -48,8 +60,8 @@ def geometric_mean(ratios: list[float]) -> float:
     return float(product ** (1 / len(ratios)))
 
 
-def _rows(names: tuple[str, ...], works: tuple[str, ...], steps: int) -> list[dict[str, Any]]:
-    """One process: every case, in the order in which all processes take them."""
+def _rows(names: tuple[str, ...], works: tuple[str, ...], seconds: float) -> list[dict[str, Any]]:
+    """One process: every case for so many seconds, in the order in which all processes take them."""
     import torch.distributed as dist
 
     from pipelab.world import World
@@ -61,7 +73,7 @@ def _rows(names: tuple[str, ...], works: tuple[str, ...], steps: int) -> list[di
                 "schedule": name,
                 "ranks": dist.get_world_size(),
                 "work": work,
-                "torch_over_ours": _ratio(name, work, steps * (10 if work == "tiny" else 1)),
+                "torch_over_ours": _ratio(name, work, seconds),
             }
             for name in names
             for work in works
@@ -70,9 +82,8 @@ def _rows(names: tuple[str, ...], works: tuple[str, ...], steps: int) -> list[di
         world.close()
 
 
-def _ratio(name: str, work: str, steps: int) -> float:
+def _ratio(name: str, work: str, seconds: float) -> float:
     """Torch's step time over ours, each the time until the last rank has finished."""
-    import torch
     import torch.distributed as dist
 
     from pipelab.process_rank import ProcessRank
@@ -90,14 +101,20 @@ def _ratio(name: str, work: str, steps: int) -> float:
         our_step()
         theirs.step()
         _compare(job.model, case.model)
-        times: list[tuple[float, float]] = []
-        for step in range(steps + 2):
-            pair = [_seconds(each) for each in (our_step, theirs.step)]
-            if step >= 2:
-                times.append((pair[0], pair[1]))
-    slowest = torch.tensor(times, dtype=torch.float64)
+        *_, warm = _in_turn(our_step, theirs.step, pairs=2)
+        pairs = min(max(int(seconds / sum(warm)), FEWEST), MOST)
+        return float(middle([torchs / mine for mine, torchs in _in_turn(our_step, theirs.step, pairs=pairs)]))
+
+
+def _in_turn(*sides: Callable[[], None], pairs: int) -> list[list[float]]:
+    """The seconds of a step of each side, again and again, until the last rank has finished: the same on all ranks."""
+    import torch
+    import torch.distributed as dist
+
+    slowest = torch.tensor([[_seconds(side) for side in sides] for _ in range(pairs)], dtype=torch.float64)
     dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
-    return float(middle([theirs / ours for ours, theirs in slowest.tolist()]))
+    rows: list[list[float]] = slowest.tolist()
+    return rows
 
 
 class _Case(NamedTuple):
@@ -115,12 +132,12 @@ def _tiny(stages: int) -> _Case:
     import torch
     from torch import nn
 
-    width, rows = 16, 4
+    width, rows = 128, 8
     torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Sequential(nn.Linear(width, width), nn.Tanh()) for _ in range(stages)))
+    layers = [nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(2 * stages)]
     inputs, targets = torch.randn(2, rows * MICROBATCHES, width)
     inner = torch.zeros(rows, width, requires_grad=True)
-    return _Case(model, nn.functional.mse_loss, inputs, targets, inner, inner)
+    return _Case(nn.Sequential(*layers), nn.functional.mse_loss, inputs, targets, inner, inner)
 
 
 def _lab(stages: int) -> _Case:
@@ -130,12 +147,11 @@ def _lab(stages: int) -> _Case:
     from pipelab.loss import cross_entropy
     from pipelab.models import build_model
 
-    rows = 4
-    model = build_model("small", layers=4 * stages)
+    rows = 2
+    model = build_model("small", layers=2 * stages)
     sizes = model.config
-    text = load_text("stdlib-docs")
     ((inputs, targets),) = Batches(
-        text=text, microbatches=MICROBATCHES, rows=rows, context=sizes.context, seed=0, steps=1
+        text=load_text("stdlib-docs"), microbatches=MICROBATCHES, rows=rows, context=sizes.context, seed=0, steps=1
     )
     inner = torch.zeros(rows, sizes.context, sizes.width, requires_grad=True)
     output = torch.zeros(rows, sizes.context, sizes.vocabulary)
@@ -182,7 +198,9 @@ class _Theirs:
         kind = getattr(pipelining, SCHEDULES[name][0])
         self._schedule = kind(stages[0] if len(stages) == 1 else stages, MICROBATCHES, loss_fn=case.loss)
         self._arguments = [case.inputs] if 0 in own else []
-        self._options = {"target": case.targets} if last in own else {}
+        self._options: dict[str, Any] = {"target": case.targets, "losses": []} if last in own else {}
+        if "return_outputs" in inspect.signature(kind.step).parameters:  # else it always keeps them
+            self._options["return_outputs"] = False
 
     def step(self) -> None:
         for parameter in self.parameters:
@@ -204,6 +222,7 @@ def _seconds(work: Any) -> float:
     import torch.distributed as dist
 
     dist.barrier()
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
+    with collector_at_rest():
+        begin = time.perf_counter()
+        work()
+        return time.perf_counter() - begin

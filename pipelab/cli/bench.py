@@ -85,9 +85,11 @@ def _recorders(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _print_runtimes(rows: list[dict[str, Any]]) -> None:
-    from pipelab.bench.runtime import geometric_mean
+    from pipelab.bench.runtime import MICROBATCHES, WORKS, geometric_mean
 
     print("step time of torch.distributed.pipelining over ours, same processes, in turn (wall clock, median)")
+    for name, work in WORKS.items():
+        print(f"{name}: {work}, {MICROBATCHES} micro-batches")
     print(f"{'schedule':<15} {'ranks':>5} {'work':<5} {'torch/ours':>10}")
     for row in rows:
         print(f"{row['schedule']:<15} {row['ranks']:>5} {row['work']:<5} {row['torch_over_ours']:>10.2f}")

@@ -137,9 +137,9 @@ class Processes:
             line.coming.remove(step)
             self._post(line, step, self._expected(step) or self._announced(line, step))
         slot, work = line.posted.pop(step)
+        self._post_ahead(line)  # while this one is still under way
         tensor, arrival = self._collect(line, step, slot, work)
         self._free[slot.layout].append(slot)
-        self._post_ahead(line)
         return Message(tensor, arrival, self.givers[Action(step.stage, CARRIES[step.kind], step.microbatch)])
 
     def finish(self) -> Times:
