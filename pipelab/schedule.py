@@ -205,11 +205,12 @@ class Schedule:
         actions = [(rank, action) for rank, row in enumerate(rows) for element in row for action in parts(element)]
         stages = 1 + max(action.stage for _, action in actions)
         microbatches = 1 + max(action.microbatch for _, action in actions)
-        refuse_too_many(max(stages, len(rows)), microbatches)
-        votes = [[0] * len(rows) for _ in range(stages)]
-        for rank, action in actions:
-            votes[action.stage][rank] += 1
-        return cls(name, Placement.from_votes(len(rows), votes), microbatches, rows)
+        try:
+            refuse_too_many(max(stages, len(rows)), microbatches)
+        except ValueError as error:
+            raise ScheduleError.at(cells, [_too_many(rows, stages, microbatches, error)]) from None
+        votes = ((action.stage, rank) for rank, action in actions)
+        return cls(name, Placement.from_votes(len(rows), stages, votes), microbatches, rows)
 
 
 def refuse_too_many(stages: int, microbatches: int, kinds: int = 2) -> None:
@@ -309,6 +310,14 @@ def _unreadable(cells: list[list[str]]) -> list[Finding]:
                 if len(found) > MOST_REASONS:
                     return found
     return found
+
+
+def _too_many(rows: Sequence[Sequence[Element]], stages: int, microbatches: int, error: ValueError) -> Finding:
+    """Which action's number says that there are so many: a slip of the finger, most likely."""
+    number = "stage" if stages > microbatches else "microbatch"
+    places = ((rank, position) for rank, row in enumerate(rows) for position in range(len(row)))
+    rank, position = max(places, key=lambda at: max(getattr(action, number) for action in parts(rows[at[0]][at[1]])))
+    return f"rank {rank}, position {position}: {rows[rank][position]}: {error}", rank, position
 
 
 def _torch_text(element: Element) -> str:
