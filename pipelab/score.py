@@ -96,6 +96,8 @@ def score(
       span           29, target 33: reached; lower bound in its memory 27
       peak in flight 4, target 4: reached
     """
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"score takes a schedule, as Schedule.from_text(rows): got {schedule!r:.80}")
     costs = costs or Costs.uniform()
     wanted, what = _target(schedule, target, costs)
     try:

@@ -307,3 +307,11 @@ def test_a_path_says_what_it_does_not_know():
     assert "A critical path: 0F0, 0B0 and 2 s in which the trace shows nothing." in str(
         pl.explain(Trace("slow host", "wall", (1,), spans))
     )
+
+
+def test_a_schedule_is_no_trace_to_explain():
+    schedule = pl.build("gpipe", 2, 2)
+    trace = pl.simulate(schedule, pl.Costs.uniform())
+    for arguments in ((schedule,), (trace, schedule), (None,)):
+        with pytest.raises(ValueError, match=r"explain takes a trace, as of simulate\(schedule, costs\)"):
+            pl.explain(*arguments)
