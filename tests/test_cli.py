@@ -244,6 +244,12 @@ def test_a_refused_file_shows_its_rows_with_a_caret(rows, pipelab, tmp_path):
         assert_refused(answer, "rank 0: ", "^", lines=40)
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(pipelab, tmp_path):
+    file = tmp_path / "rows.txt"
+    file.write_text("0F0 0B0", encoding="utf-8-sig")
+    assert pipelab("simulate", "--file", file, "--json").json["rows"] == ["0F0 0B0"]
+
+
 def test_reasons_without_end_are_cut_at_forty_lines(pipelab, tmp_path):
     file = tmp_path / "rows.txt"
     file.write_text("\n".join(f"{rank}F0 {rank}F99" for rank in range(99)))
