@@ -159,7 +159,9 @@ def _peak_mark(peaks: Sequence[Number], target: Any) -> Mark:
 
 
 def _bound(schedule: Schedule, costs: Costs, peaks: Sequence[Number], objective: str) -> Number | None:
-    """What none can beat in this memory; None where the costs say nothing of I and W (no split was measured)."""
+    """What none can beat in this memory; None for forwards only, and where the costs say nothing of I and W."""
+    if schedule.forward_only:
+        return None  # the bounds are those of training
     placement, microbatches = schedule.placement, schedule.microbatches
     try:
         if placement.rank_of == tuple(range(schedule.ranks)):
