@@ -1,6 +1,7 @@
 """Which rank holds which stage? Loop for most schedules, V for the memory-balanced family. Read next: `schedule`."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -67,10 +68,13 @@ class Placement:
         return tuple(counts)
 
     @classmethod
-    def from_votes(cls, ranks: int, votes: Sequence[Sequence[int]]) -> "Placement":
-        """Place each stage on the rank with most votes (`votes[stage][rank]`), on a tie on the lowest.
+    def from_votes(cls, ranks: int, stages: int, votes: Iterable[tuple[int, int]]) -> "Placement":
+        """Place each stage on the rank with most votes (stage, rank), on a tie or without any vote on the lowest.
 
-        >>> Placement.from_votes(2, [[3, 0], [1, 1]]).rank_of
-        (0, 0)
+        >>> Placement.from_votes(2, 3, [(0, 1), (1, 1), (1, 0)]).rank_of
+        (1, 0, 0)
         """
-        return cls(ranks, tuple(max(range(ranks), key=counts.__getitem__) for counts in votes))
+        rank_of = [0] * stages
+        for (stage, rank), _ in sorted(Counter(votes).items(), key=lambda vote: (vote[1], -vote[0][1])):
+            rank_of[stage] = rank  # the last one stays
+        return cls(ranks, tuple(rank_of))

@@ -153,12 +153,13 @@ class _Shop:
 
     def _refuse_other(self, rank: int, ready: tuple[Action, ...], chosen: Action) -> None:
         if chosen not in ready:
-            raise ScheduleError(
-                [
-                    f"rank {rank}, position {len(self.rows[rank])}: the rule gave {chosen}, which may not start now;"
-                    f" return one of {_listed(ready)}, or None to wait"
-                ]
+            position, rows = len(self.rows[rank]), [list[object](row) for row in self.rows]
+            rows[rank].append(chosen)
+            reason = (
+                f"rank {rank}, position {position}: the rule gave {chosen}, which may not start now;"
+                f" return one of {_listed(ready)}, or None to wait"
             )
+            raise ScheduleError.at(rows, [(reason, rank, position)])
 
     def _stuck(self) -> ScheduleError:
         """Where nothing moves any more: the ranks whose limit, or whose rule, holds back what could start."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from pipelab.action import COMPUTE, Action, B, Element, F, I, Pair, U, W, parse_element, parts
+from pipelab.action import COMPUTE, Action, B, Element, I, Pair, U, W, parse_element, parts
 from pipelab.grid import grid
 from pipelab.placement import Placement
 
@@ -69,7 +69,9 @@ class Schedule:
     rows: tuple[tuple[Element, ...], ...]
     flush: bool = True
     """Whether the weights wait for the end of the step; without it they change after each micro-batch.
-    Text and CSV hold the rows alone, so what is read from them has a flush."""
+    Text and CSV hold the rows alone, so what is read from them has a flush, and is to have backwards."""
+    forward_only: bool = False
+    """Whether it is one of inference, which holds no backward; of rows that say nothing else a backward is missing."""
     groups: int = 0
     """How many groups of sequences take turns in generation: micro-batch n is round n // groups of group n % groups,
     and begins with the token that the last stage made for it one round before. 0: no micro-batch needs another."""
@@ -83,15 +85,6 @@ class Schedule:
     def stages(self) -> int:
         """Number of stages, S."""
         return self.placement.stages
-
-    @property
-    def forward_only(self) -> bool:
-        """Whether it holds no backward at all: a schedule of inference.
-
-        >>> Schedule.from_text("0F0 0F1").forward_only
-        True
-        """
-        return all(action.kind == F for row in self.rows for element in row for action in parts(element))
 
     def actions(self) -> Iterator[tuple[int, int, Action]]:
         """Every action with its rank and its position in the row (the two actions of a pair share one)."""
@@ -205,11 +198,12 @@ class Schedule:
         actions = [(rank, action) for rank, row in enumerate(rows) for element in row for action in parts(element)]
         stages = 1 + max(action.stage for _, action in actions)
         microbatches = 1 + max(action.microbatch for _, action in actions)
-        refuse_too_many(max(stages, len(rows)), microbatches)
-        votes = [[0] * len(rows) for _ in range(stages)]
-        for rank, action in actions:
-            votes[action.stage][rank] += 1
-        return cls(name, Placement.from_votes(len(rows), votes), microbatches, rows)
+        try:
+            refuse_too_many(max(stages, len(rows)), microbatches)
+        except ValueError as error:
+            raise ScheduleError.at(cells, [_too_many(rows, stages, microbatches, error)]) from None
+        votes = ((action.stage, rank) for rank, action in actions)
+        return cls(name, Placement.from_votes(len(rows), stages, votes), microbatches, rows)
 
 
 def refuse_too_many(stages: int, microbatches: int, kinds: int = 2) -> None:
@@ -309,6 +303,14 @@ def _unreadable(cells: list[list[str]]) -> list[Finding]:
                 if len(found) > MOST_REASONS:
                     return found
     return found
+
+
+def _too_many(rows: Sequence[Sequence[Element]], stages: int, microbatches: int, error: ValueError) -> Finding:
+    """Which action's number says that there are so many: a slip of the finger, most likely."""
+    number = "stage" if stages > microbatches else "microbatch"
+    places = ((rank, position) for rank, row in enumerate(rows) for position in range(len(row)))
+    rank, position = max(places, key=lambda at: max(getattr(action, number) for action in parts(rows[at[0]][at[1]])))
+    return f"rank {rank}, position {position}: {rows[rank][position]}: {error}", rank, position
 
 
 def _torch_text(element: Element) -> str:

@@ -94,6 +94,8 @@ def score(
       span           29, target 33: reached; lower bound in its memory 27
       peak in flight 4, target 4: reached
     """
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"score takes a schedule, as Schedule.from_text(rows): got {schedule!r:.80}")
     costs = costs or Costs.uniform()
     wanted, what = _target(schedule, target, costs)
     try:
@@ -155,7 +157,9 @@ def _peak_mark(peaks: Sequence[Number], target: Any) -> Mark:
 
 
 def _bound(schedule: Schedule, costs: Costs, peaks: Sequence[Number], objective: str) -> Number | None:
-    """What none can beat in this memory; None where the costs say nothing of I and W (no split was measured)."""
+    """What none can beat in this memory; None for forwards only, and where the costs say nothing of I and W."""
+    if schedule.forward_only:
+        return None  # the bounds are those of training
     held = [max(1, peak) for peak in peaks]  # 0 on a rank without stages
     try:
         problem = Problem.of(schedule.placement, schedule.microbatches, costs, held, objective=objective)

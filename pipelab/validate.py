@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from pipelab import wait_for
-from pipelab.action import Action, B, Element, F, I, Pair, W, parts
+from pipelab.action import COMPUTE, Action, B, Element, F, I, Pair, W, parts
 from pipelab.dependencies import carried_over, dataflow, gives, needs
 from pipelab.engine import Stuck, play
 from pipelab.schedule import MOST_REASONS, Finding, Schedule, ScheduleError
@@ -46,6 +46,8 @@ def complete(schedule: Schedule) -> bool:
     >>> complete(Schedule.from_text("0F0 0B0")), complete(Schedule.from_text("0F0 0I0"))
     (True, False)
     """
+    if 2 * sum(map(len, schedule.rows)) < schedule.stages * schedule.microbatches:
+        return False  # far too few (a pair holds two): a slip of the finger may name a stage in the millions
     backwards = 0 if schedule.forward_only else schedule.microbatches
     return len(schedule.rows) == schedule.ranks and all(
         _row_is_complete(row, schedule.placement.stages_on(rank), schedule.microbatches, backwards)
@@ -88,8 +90,11 @@ def _misplaced(schedule: Schedule) -> Iterator[Finding]:
         elif not 0 <= action.microbatch < schedule.microbatches:
             last = schedule.microbatches - 1
             yield f"{where} names a micro-batch that is not there; they are 0..{last}; leave it out", rank, position
+        elif schedule.forward_only and action.kind != F:
+            yield f"{where} is no forward, and this schedule is of forwards only; leave it out", rank, position
         elif action.kind not in (F, B, I, W):
-            yield f"{where} is not compute work; a schedule holds F, B, I and W only; leave it out", rank, position
+            remedy = f"write {action.kind.upper()}" if action.kind.upper() in COMPUTE else "leave it out"
+            yield f"{where} is not compute work; a schedule holds F, B, I and W only; {remedy}", rank, position
         elif schedule.placement.rank_of[action.stage] != rank:
             owner = schedule.placement.rank_of[action.stage]
             yield f"{where} is misplaced: rank {owner} holds stage {action.stage}; move it there", rank, position

@@ -214,6 +214,7 @@ REFUSED_ROWS = {
     "0F٠ 0B0": "is not an action",
     "0SEND_F0": "0SEND_F0 is a message",
     "0F0 0B0+0F1+0B1": "joins 3 actions",
+    "0F0": "0B0",
     "0F0 0B0 0F1": "0B1",
     "0F0 0I0": "0W0 is missing",
     "0F0 0F0 0B0": "0F0 is doubled",
@@ -242,6 +243,12 @@ def test_a_refused_file_shows_its_rows_with_a_caret(rows, pipelab, tmp_path):
     for command in ("simulate", "train", "export"):
         answer = pipelab(command, "--file", file)
         assert_refused(answer, "rank 0: ", "^", lines=40)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(pipelab, tmp_path):
+    file = tmp_path / "rows.txt"
+    file.write_text("0F0 0B0", encoding="utf-8-sig")
+    assert pipelab("simulate", "--file", file, "--json").json["rows"] == ["0F0 0B0"]
 
 
 def test_reasons_without_end_are_cut_at_forty_lines(pipelab, tmp_path):

@@ -307,3 +307,17 @@ def test_a_path_says_what_it_does_not_know():
     assert "A critical path: 0F0, 0B0 and 2 s in which the trace shows nothing." in str(
         pl.explain(Trace("slow host", "wall", (1,), spans))
     )
+
+
+def test_a_schedule_is_no_trace_to_explain():
+    schedule = pl.build("gpipe", 2, 2)
+    trace = pl.simulate(schedule, pl.Costs.uniform())
+    for arguments in ((schedule,), (trace, schedule), (None,)):
+        with pytest.raises(ValueError, match=r"explain takes a trace, as of simulate\(schedule, costs\)"):
+            pl.explain(*arguments)
+
+
+def test_no_synchronous_schedule_is_proposed_in_place_of_pipedream():
+    said = pl.explain(pl.simulate(pl.build("pipedream", 4, 8), pl.Costs.uniform(hop=1)))
+    assert [change.what for change in said.advice] == ["messages that take no time"]
+    assert said.notes == ("Other schedules were not tried: none of them trains as pipedream does.",)

@@ -44,17 +44,19 @@ def test_bubbles_stand_beside_replay_and_formula():
     assert 0 < bubbles["replayed"]["step"] < 1
 
 
-def test_a_schedule_is_forward_only_as_a_whole_or_lacks_a_backward():
-    assert pl.validate(pl.Schedule.from_text("0F0 0F1\n1F0 1F1")).forward_only
-    with pytest.raises(pl.ScheduleError, match="deadlock: rank 0, position 0: 2F0 waits for 1F0"):
-        pl.validate(pl.Schedule.from_text("2F0 0F0 2F1 0F1\n1F0 1F1\n"))
-    for incomplete, sentence in [
-        ("0F0 0F1 0B0\n1F0 1F1", "rank 0: the backward of 0F1 is missing: add 0B1, or 0I1 and 0W1"),
+def test_rows_without_a_backward_are_inference_only_where_the_schedule_says_so():
+    rows = pl.Schedule.from_text("0F0 0F1\n1F0 1F1")
+    with pytest.raises(pl.ScheduleError, match="the backward of 0F0 is missing"):
+        pl.validate(rows)
+    assert pl.validate(replace(rows, forward_only=True)).rows == pl.build("inference", 2, 2).rows
+    for text, sentence in [
+        ("0F0 0F1 0B0\n1F0 1F1", "0B0 is no forward, and this schedule is of forwards only"),
         ("0F0 0F1\n1F0", "rank 1: 1F1 is missing: stage 1 never runs micro-batch 1 forward"),
         ("0F0 0F1 0F0\n1F0 1F1", "0F0 is doubled"),
+        ("2F0 0F0 2F1 0F1\n1F0 1F1\n", "deadlock: rank 0, position 0: 2F0 waits for 1F0"),
     ]:
         with pytest.raises(pl.ScheduleError, match=sentence):
-            pl.validate(pl.Schedule.from_text(incomplete))
+            pl.validate(replace(pl.Schedule.from_text(text), forward_only=True))
 
 
 def test_generation_played_from_rows_is_the_lowered_program_played():

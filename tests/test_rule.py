@@ -136,3 +136,13 @@ def test_a_limit_too_small_for_two_chunks_is_named_with_the_number_to_try():
 def test_wrong_arguments_are_named_with_what_to_give(arguments, words):
     with pytest.raises(ValueError, match=words):
         by_rule(**{"placement": pl.Placement.loop(2), "microbatches": 2, **arguments})
+
+
+def test_an_action_that_may_not_start_is_shown_where_the_rule_gave_it():
+    with pytest.raises(pl.ScheduleError) as refused:
+        pl.Schedule.from_rule("hasty", pl.Placement.loop(1), 1, lambda ready, moment: pl.Action(0, "B", 0))
+    assert str(refused.value).splitlines() == [
+        "rank 0, position 0: the rule gave 0B0, which may not start now; return one of 0F0, or None to wait",
+        "rank 0: 0B0",
+        "        ^^^",
+    ]

@@ -113,3 +113,14 @@ def test_costs_that_know_no_split_give_no_bound():
 def test_a_target_that_cannot_be_compared_is_refused(target, words):
     with pytest.raises(ValueError, match=words):
         pl.score(pl.build("1f1b", 4, 8), target)
+
+
+def test_a_text_is_no_schedule_to_score():
+    with pytest.raises(ValueError, match=r"score takes a schedule, as Schedule.from_text\(rows\): got '0F0 0B0'"):
+        pl.score("0F0 0B0")
+
+
+@pytest.mark.parametrize("options", [{}, {"groups": 2}])
+def test_forwards_only_have_no_bound_of_training(options):
+    found = pl.score(pl.build("inference", 2, 4, **options))
+    assert [mark.bound for mark in found.marks] == [None, None, None]

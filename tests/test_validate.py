@@ -28,7 +28,7 @@ def is_legal(schedule):
     """Complete, in place, and able to run to the end: by trying every rank again and again."""
     rows, owner, last = schedule.rows, schedule.placement.rank_of, schedule.stages - 1
     work = [(rank, action) for rank, row in enumerate(rows) for element in row for action in flat(element)]
-    wanted = [["F"]] if all(action.kind == "F" for _, action in work) else [["B", "F"], ["F", "I", "W"]]
+    wanted = [["B", "F"], ["F", "I", "W"]]
     for stage in range(schedule.stages):
         for microbatch in range(schedule.microbatches):
             kinds = sorted(a.kind for _, a in work if (a.stage, a.microbatch) == (stage, microbatch))
@@ -335,3 +335,15 @@ def test_a_large_schedule_is_judged_in_time_proportional_to_its_actions():
     assert validate(schedule) is schedule
     with pytest.raises(ScheduleError, match=r"deadlock|out of order"):
         validate(replace(schedule, rows=((*row[1000:], *row[:1000]), *schedule.rows[1:])))
+
+
+def test_a_slip_of_the_finger_in_a_stage_number_is_told_at_once_not_after_gigabytes():
+    rows = [f"{rank}F0 {rank}B0" for rank in range(16)]
+    rows[15] += " 9999999F0"
+    with pytest.raises(ScheduleError, match="16F0 is missing"):
+        validate(Schedule.from_text("\n".join(rows)))
+
+
+def test_a_small_letter_in_a_word_is_told_which_one_to_write():
+    with pytest.raises(ScheduleError, match=r"rank 0, position 1: 0b0 is not compute work; .*; write B"):
+        validate(Schedule.from_words("small", Placement.loop(1), 1, lambda rank: "Fb"))

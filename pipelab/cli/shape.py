@@ -74,7 +74,7 @@ def refuse_shape(options: argparse.Namespace, source: str) -> None:
 def read_text(option: str, path: Path) -> str:
     """The text of a file. Raises CommandError that names the option and the file."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise CommandError(f"{option} {path} cannot be read: {reason}") from None

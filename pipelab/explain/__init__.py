@@ -126,6 +126,9 @@ def explain(trace: Trace, against: Trace | None = None) -> Explanation:
     >>> explain(slow, against=one.trace).difference
     {'work': 0, 'order': 0, 'communication': 2, 'imbalance': 0, 'jitter': 0}
     """
+    for given in [trace] if against is None else [trace, against]:
+        if not isinstance(given, Trace):
+            raise ValueError(f"explain takes a trace, as of simulate(schedule, costs) or a run: got {given!r:.80}")
     steps = Steps.of(trace)
     replays = Replays.of(steps)
     terms = makespan_terms(replays)

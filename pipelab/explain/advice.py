@@ -26,7 +26,7 @@ from pipelab.validate import complete
 MOST_ACTIONS = 20_000
 MOST_SEARCHED = 1024
 OTHER_TRAINING = ("pipedream", "inference")
-"""Not proposed: what it trains is not the same."""
+"""Not proposed, and nothing in their place: what is trained is not the same."""
 
 
 class Change(NamedTuple):
@@ -80,6 +80,8 @@ def changes(steps: Steps, replays: Replays) -> tuple[tuple[Change, ...], tuple[s
     notes: list[str] = []
     try:
         model = read_model(steps)
+        if steps.trace.schedule in OTHER_TRAINING:
+            raise ValueError(f"none of them trains as {steps.trace.schedule} does")
         tried += _more_microbatches(steps, steady, model)
         tried += _other_schedules(steps, steady, model)
     except ValueError as error:

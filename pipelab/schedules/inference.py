@@ -29,4 +29,4 @@ def inference(ranks: int, microbatches: int, groups: int | None = None) -> Sched
             f"and {groups}; try microbatches={max(groups, 1) * -(-microbatches // max(groups, 1))}"
         )
     schedule = Schedule.from_words("inference", Placement.loop(ranks), microbatches, word)
-    return schedule if groups is None else replace(schedule, groups=groups)
+    return replace(schedule, forward_only=True, groups=groups or 0)
