@@ -4,7 +4,8 @@
     B  full backward       W  gradient of the weights (nobody waits for it); B = I + W, always
 
 The zero-bubble papers write B for our I and BW for our B; DeepSeek's B is our B.
-Lowered programs and traces add messages (`SEND_F RECV_F SEND_B RECV_B`), named after what they carry.
+Lowered programs and traces add messages (`SEND_F RECV_F SEND_B RECV_B`), named after what they carry, and `U`, the
+update of a stage's weights, where it comes after each micro-batch and not after the step.
 """
 
 import re
@@ -12,11 +13,12 @@ from typing import NamedTuple
 
 F, B, I, W = "F", "B", "I", "W"  # noqa: E741 (the letters of the field)
 COMPUTE = (F, B, I, W)
-SEND_F, RECV_F, SEND_B, RECV_B = "SEND_F", "RECV_F", "SEND_B", "RECV_B"
-MESSAGES = (SEND_F, RECV_F, SEND_B, RECV_B)
+U = "U"
+SEND_F, RECV_F, SEND_B, RECV_B, SEND_T, RECV_T = "SEND_F", "RECV_F", "SEND_B", "RECV_B", "SEND_T", "RECV_T"
+MESSAGES = (SEND_F, RECV_F, SEND_B, RECV_B, SEND_T, RECV_T)
 
 _LIKE = re.compile(r"(\d{1,9})([^\W\d]+)(\d{1,9})", re.ASCII)
-_TEXT = re.compile(r"(\d{1,9})(" + "|".join((*MESSAGES, *COMPUTE)) + r")(\d{1,9})", re.ASCII)
+_TEXT = re.compile(r"(\d{1,9})(" + "|".join((*MESSAGES, *COMPUTE, U)) + r")(\d{1,9})", re.ASCII)
 
 
 class Action(NamedTuple):

@@ -41,6 +41,9 @@ class Clock(Protocol):
     def wait_until(self, arrival: float) -> None:
         """Go on only at this time."""
 
+    def aside(self, work: Callable[[], Result]) -> tuple[Result, float, float]:
+        """Do what is not the pipeline's work, such as an update: as `run`, but virtual time stands still meanwhile."""
+
     def settle(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
         """After a step, what `run` gave in seconds: a clock may know its times only then."""
 
@@ -73,6 +76,11 @@ class VirtualClock:
     def wait_until(self, arrival: float) -> None:
         """Jump to the time when the message is there."""
         self.now = max(self.now, arrival)
+
+    def aside(self, work: Callable[[], Result]) -> tuple[Result, float, float]:
+        """Do the work while virtual time stands still; its end is where it would be if time went on."""
+        result, seconds = self._turn.measure(work)
+        return result, self.now, self.now + seconds
 
     def settle(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
         """The same: virtual times are known at once."""
@@ -109,6 +117,10 @@ class WallClock:
     def settle(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
         """The same: the host's times are known at once."""
         return spans, curve
+
+    def aside(self, work: Callable[[], Result]) -> tuple[Result, float, float]:
+        """The same as `run`: the clock on the wall does not stand still, so that the timeline shows a gap."""
+        return self.run(work)
 
 
 class Turn:

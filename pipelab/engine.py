@@ -3,6 +3,7 @@
 `validate` plays it to see whether it ends, `simulate` to see when. Read next: `validate`.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -15,6 +16,9 @@ from pipelab.trace import Number, Span
 
 Inputs = Mapping[Value, Sequence[tuple[Value, Number]]]
 """For each (stage, kind) the values that it needs and the latency of each."""
+
+CarriedOver = Mapping[Value, tuple[Value, int]]
+"""The values that are another value of so many micro-batches before; of the first ones nobody need wait for."""
 
 
 class Stuck(Exception):
@@ -50,8 +54,9 @@ class _Nodes(dict[int, _Node]):
 
 
 def play(
-    rows: Sequence[Sequence[Element]], inputs: Inputs, durations: Mapping[Value, Number], microbatches: int
-) -> list[list[Span]]:
+    rows: Sequence[Sequence[Element]], inputs: Inputs, durations: Mapping[Value, Number], microbatches: int,
+    carried: CarriedOver = {},  # noqa: B006 (read only)
+) -> list[list[Span]]:  # fmt: skip
     """Start every element of every row as early as its rank and its inputs allow; gives the spans of each rank.
 
     Ranks go on one by one until they must wait, so the time it takes grows with the number of actions alone. Raises
@@ -63,7 +68,7 @@ def play(
     >>> [(str(span.action), span.start, span.end) for span in played[0]]
     [('0F0', 0, 1), ('0B0', 13, 14)]
     """
-    nodes = _nodes(inputs, durations, microbatches)
+    nodes = _nodes(inputs, durations, microbatches, carried)
     played: list[list[Span]] = [[] for _ in rows]
     waiting: dict[int, tuple[Value, int]] = {}
     ready = deque(range(len(rows)))
@@ -80,11 +85,29 @@ def play(
     return played
 
 
-def _nodes(inputs: Inputs, durations: Mapping[Value, Number], microbatches: int) -> dict[str, _Nodes]:
+class _Shifted:
+    """A list of results seen `by` micro-batches later: what comes before its start was there from the beginning."""
+
+    def __init__(self, results: list[Any], by: int, start: Any) -> None:
+        self._results, self._by, self._start = results, by, start
+
+    def __getitem__(self, microbatch: int) -> Any:
+        return self._results[microbatch - self._by] if microbatch >= self._by else self._start
+
+    def __setitem__(self, microbatch: int, result: Any) -> None:
+        self._results[microbatch - self._by] = result
+
+
+def _nodes(
+    inputs: Inputs, durations: Mapping[Value, Number], microbatches: int, carried: CarriedOver
+) -> dict[str, _Nodes]:
     """The nodes by kind and stage; a full backward shares its results with I, whose part it plays."""
-    results: dict[Value, tuple[list[Any], list[Any]]] = {
+    results: dict[Value, tuple[Any, Any]] = {
         (stage, GIVES.get(kind, kind)): ([None] * microbatches, [None] * microbatches) for stage, kind in inputs
     }
+    for value, (source, by) in carried.items():
+        ends, givers = results[source]
+        results[value] = _Shifted(ends, by, -math.inf), _Shifted(givers, by, None)
 
     def make(kind: str, stage: int) -> _Node:
         needed = tuple((*results[source], latency, source) for source, latency in inputs[stage, kind])

@@ -115,8 +115,8 @@ def _to_html(notebook: Path) -> str:
 
 @contextmanager
 def _headless() -> Iterator[None]:
-    """What the kernels inherit: figures that carry their own script, and no compiled files beside the sources."""
-    wanted = {"PLOTLY_RENDERER": "plotly_mimetype+notebook", "PYTHONDONTWRITEBYTECODE": "1"}
+    """What kernels inherit: figures that carry their own script, no widgets, no compiled files beside the sources."""
+    wanted = {"PLOTLY_RENDERER": "plotly_mimetype+notebook", "PIPELAB_HEADLESS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:

@@ -7,19 +7,19 @@ and received right before the action that needs it.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipelab.action import RECV_B, RECV_F, SEND_B, SEND_F, Action, Element, F, I, parts
-from pipelab.dependencies import GIVES, Value, dataflow
+from pipelab.action import RECV_B, RECV_F, RECV_T, SEND_B, SEND_F, SEND_T, Action, B, Element, F, I, U, W, parts
+from pipelab.dependencies import T, Value, dataflow, gives
 from pipelab.placement import Placement
 from pipelab.schedule import Schedule
 
-SEND = {F: SEND_F, I: SEND_B}
-RECV = {F: RECV_F, I: RECV_B}
-"""The message that carries a value: activations after F, the gradient of the input after I (or B)."""
+SEND = {F: SEND_F, I: SEND_B, T: SEND_T}
+RECV = {F: RECV_F, I: RECV_B, T: RECV_T}
+"""The message that carries a value: activations after F, the gradient of the input after I (or B), a new token."""
 
 CARRIES = {message: value for value, message in SEND.items()}
 
-RECEIVED_FROM = {RECV_F: (-1, SEND_F), RECV_B: (+1, SEND_B)}
-"""For a receive, the (distance in stages, kind) of the send that feeds it."""
+RECEIVED_FROM = {RECV_F: (-1, SEND_F), RECV_B: (+1, SEND_B), RECV_T: (-1, SEND_T)}
+"""For a receive, the (distance in stages, kind) of the send that feeds it; before the first stage comes the last."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,24 @@ class Program:
 
     def peer(self, message: Action) -> Action:
         """The send that feeds a receive, and the other way round: `peer`."""
-        return peer(message)
+        return peer(message, self.schedule.stages)
 
     def __str__(self) -> str:
         return "\n".join(" ".join(map(str, row)) for row in self.rows)
 
 
-def peer(message: Action) -> Action:
+def peer(message: Action, stages: int = 1) -> Action:
     """The send that feeds a receive, and the other way round. Raises ValueError for what is not a message.
+
+    A token alone goes round: from the last of all `stages` to the first.
 
     >>> str(peer(Action.parse("1RECV_F0"))), str(peer(Action.parse("0SEND_F0")))
     ('0SEND_F0', '1RECV_F0')
     """
+    if message.kind == RECV_T:
+        return Action(stages - 1, SEND_T, message.microbatch)
+    if message.kind == SEND_T:
+        return Action(0, RECV_T, message.microbatch)
     for receive, (step, send) in RECEIVED_FROM.items():
         if message.kind == receive:
             return Action(message.stage + step, send, message.microbatch)
@@ -63,23 +69,35 @@ def peer(message: Action) -> Action:
 
 
 def lower(schedule: Schedule) -> Program:
-    """Add to each row the sends and receives that its dependencies imply; values that stay on a rank need none."""
+    """Add to each row the sends and receives that its dependencies imply; values that stay on a rank need none.
+
+    Without a flush each micro-batch's backward is followed by U, the update of its stage's weights.
+
+    >>> from pipelab import build
+    >>> print(lower(build("pipedream", ranks=2, microbatches=1)))
+    0F0 0SEND_F0 0RECV_B0 0B0 0U0
+    1RECV_F0 1F0 1B0 1SEND_B0 1U0
+    """
     remote = _remote(schedule)
     wanted = {source for sources in remote.values() for source in sources}
     rows = tuple(
-        tuple(step for element in row for step in _with_messages(element, remote, wanted)) for row in schedule.rows
+        tuple(step for element in row for step in _with_messages(element, schedule, remote, wanted))
+        for row in schedule.rows
     )
     return Program(schedule, rows)
 
 
 def message_flow(schedule: Schedule) -> dict[Value, tuple[Value, ...]]:
     """What each step of a lowered program waits for from another rank: a receive waits for its send."""
-    table: dict[Value, tuple[Value, ...]] = dict.fromkeys(dataflow(schedule.stages), ())
-    for stage in range(schedule.stages):
+    stages = schedule.stages
+    table: dict[Value, tuple[Value, ...]] = dict.fromkeys(dataflow(stages), ())
+    for stage in range(stages):
+        table[stage, U] = ()
         for receive, (step, send) in RECEIVED_FROM.items():
             table[stage, send] = ()
-            if 0 <= stage + step < schedule.stages:
-                table[stage, receive] = ((stage + step, send),)
+            inside = 0 <= stage + step < stages
+            if inside != (receive == RECV_T):  # a token alone goes round, from the last stage to the first
+                table[stage, receive] = (((stage + step) % stages, send),)
     return table
 
 
@@ -88,16 +106,21 @@ def _remote(schedule: Schedule) -> dict[Value, list[Value]]:
     rank_of = schedule.placement.rank_of
     return {
         (stage, kind): [source for source in sources if rank_of[source[0]] != rank_of[stage]]
-        for (stage, kind), sources in dataflow(schedule.stages).items()
+        for (stage, kind), sources in dataflow(schedule.stages, schedule.groups).items()
     }
 
 
-def _with_messages(element: Element, remote: dict[Value, list[Value]], wanted: set[Value]) -> Iterator[Element]:
+def _with_messages(
+    element: Element, schedule: Schedule, remote: dict[Value, list[Value]], wanted: set[Value]
+) -> Iterator[Element]:
     for stage, kind, microbatch in parts(element):
         for _, carried in remote[stage, kind]:
-            yield Action(stage, RECV[carried], microbatch)
+            if carried != T or microbatch >= schedule.groups:
+                yield Action(stage, RECV[carried], microbatch)
     yield element
-    for stage, kind, microbatch in parts(element):
-        given = GIVES.get(kind, kind)
-        if (stage, given) in wanted:
+    for action in parts(element):
+        stage, given, microbatch = gives(action, schedule.stages, schedule.groups)
+        if (stage, given) in wanted and microbatch < schedule.microbatches:
             yield Action(stage, SEND[given], microbatch)
+        if not schedule.flush and action.kind in (B, W):
+            yield Action(stage, U, action.microbatch)

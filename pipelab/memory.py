@@ -84,6 +84,10 @@ class ActivationMeter:
                 self.peak = self.live
         return Held(self, tensor, key)
 
+    def weights_moved(self, gone: Iterable[int], come: Iterable[int]) -> None:
+        """Weights have new addresses: from here on count what lies at `gone`, and leave out what lies at `come`."""
+        self._excluded = (self._excluded - set(gone)) | set(come)
+
     def restart_peak(self) -> int:
         """The peak since the last restart; the next one begins at what is held now."""
         peak, self.peak = self.peak, self.live

@@ -10,7 +10,8 @@ from collections import defaultdict, deque
 from collections.abc import Hashable, Iterator, Mapping
 from typing import NamedTuple
 
-from pipelab.action import Action
+from pipelab.action import Action, F, I
+from pipelab.dependencies import T
 from pipelab.lower import CARRIES, RECEIVED_FROM, Program
 from pipelab.schedule import ScheduleError
 
@@ -21,18 +22,18 @@ WINDOW = 8
 """Messages that a rank has under way on a channel before it waits for the oldest to be taken."""
 
 RULES = ("tag", "issue order")
+CALLED = {F: "activations", I: "gradients", T: "tokens"}
 
 
 class Channel(NamedTuple):
-    """One direction of an edge: what rank `sender` sends to rank `receiver`, activations (F) or gradients (I)."""
+    """One direction of an edge: rank `sender` sends rank `receiver` activations (F), gradients (I), or tokens (T)."""
 
     sender: int
     receiver: int
     value: str
 
     def __str__(self) -> str:
-        what = "activations" if self.value == "F" else "gradients"
-        return f"{what} from rank {self.sender} to rank {self.receiver}"
+        return f"{CALLED[self.value]} from rank {self.sender} to rank {self.receiver}"
 
 
 class Traffic(NamedTuple):

@@ -79,7 +79,11 @@ class Embedding(nn.Module):
         length, context = tokens.shape[-1], self.position.num_embeddings
         if length > context:
             raise ValueError(f"rows of {length} tokens do not fit into a context of {context}; use shorter rows")
-        return self.dropout(self.token(tokens) + self.position.weight[:length])
+        return self.dropout(self.token(tokens) + self.places(length))
+
+    def places(self, length: int) -> Tensor:
+        """The features of the places in a row, [T, D]; generation begins where the cache ends."""
+        return self.position.weight[:length]
 
 
 class Attention(nn.Module):
@@ -112,8 +116,11 @@ class Attention(nn.Module):
         """
         qkv = self.qkv(self.norm(x)).unflatten(-1, (-1, 3, self.head_width))  # [R, T, H, 3, D/H]
         query, key, value = (each.transpose(1, 2) for each in qkv.unbind(3))  # each [R, H, T, D/H]
-        gathered = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return gathered.transpose(1, 2).flatten(2)
+        return self.core(query, key, value).transpose(1, 2).flatten(2)
+
+    def core(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """For each token a mean of the values up to its own place, [R, H, T, D/H]; generation puts a cache here."""
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
 class Block(nn.Module):

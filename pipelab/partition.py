@@ -72,7 +72,7 @@ def estimate_work(layer: nn.Module) -> int:
     return work if lookups else max(work, 1)
 
 
-def balanced_boundaries(costs: Sequence[int], stages: int) -> tuple[int, ...]:
+def balanced_boundaries(costs: Sequence[float], stages: int) -> tuple[int, ...]:
     """Where to cut layers of these costs: the index of the first layer of each stage but the first.
 
     The heaviest stage is as light as possible; among such cuts the second heaviest is, and so on; and where
@@ -88,9 +88,9 @@ def balanced_boundaries(costs: Sequence[int], stages: int) -> tuple[int, ...]:
     count = len(costs)
     if not 1 <= stages <= count:
         raise ValueError(f"{count} layers can be cut into 1 to {count} stages: got {stages}")
-    total = list(accumulate(costs, initial=0))
+    total: list[float] = list(accumulate(costs, initial=0))
 
-    def preference(starts: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
+    def preference(starts: tuple[int, ...]) -> tuple[list[float], list[float], list[int]]:
         loads = [total[j] - total[i] for i, j in pairwise((*starts, count))]
         return sorted(loads, reverse=True), [-load for load in loads], [-start for start in starts]
 

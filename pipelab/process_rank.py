@@ -15,7 +15,9 @@ from pipelab.alarm import watched
 from pipelab.clock import Clock, make_clock, make_turn
 from pipelab.collector import collector_at_rest
 from pipelab.cuda_clock import CudaWallClock
+from pipelab.feed import OfStep, Tell, nobody
 from pipelab.flights import landings
+from pipelab.launcher import recorder as recorder_of_a_launch
 from pipelab.lower import peer
 from pipelab.ranks import Job, Ranks
 from pipelab.trace import Span
@@ -31,7 +33,7 @@ GRACE = 5.0
 class ProcessRank(Ranks):
     """The one rank of a run that this process is. It raises what its own work raises, or Aborted after another's."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, tell: Tell = nobody) -> None:
         patience = job.timeout + GRACE
         self.world = World(job.mesh.size, patience)
         try:
@@ -40,7 +42,10 @@ class ProcessRank(Ranks):
             job = replace(job, device=_own_device(job.device))
             clock = make_clock(job.clock, job.device, make_turn(job.device, self.world.turn()))
             self.transport = self._transport(job, rank, clock, patience)
-            super().__init__(job, [rank], self.transport, [clock])
+            self.gathers = job.fed and recorder_of_a_launch() is None  # a launched rank posts to its caller by itself
+            self.kept: list[OfStep] = []
+            own = self.kept.append if self.gathers and self.world.rank > 0 else tell
+            super().__init__(job, [rank], self.transport, [clock], own)
             self.states = [[*layers.parameters(), *layers.buffers()] for layers in self.slices]
         except BaseException:
             self.world.close()
@@ -54,7 +59,7 @@ class ProcessRank(Ranks):
         (worker,) = self.workers
         worker.recorder = self.resources.enter_context(watched(self.job.timeout))
         worker.recorder.names = self.members
-        self._agree(0.0)  # nobody works, or fails, before all are watched
+        self._agree(0.0)  # nobody works, or fails, before all are watched; a run without a warm-up begins here
         return self
 
     def _transport(self, job: Job, rank: int, clock: Clock, patience: float) -> Processes:
@@ -88,6 +93,8 @@ class ProcessRank(Ranks):
 
     def _as_measured(self, span: Span, times: Times) -> Span:
         """A message's span with the times of the transport, which are nearer to the wire than the worker's."""
+        if span.lane not in ("send", "recv"):
+            return span
         assert isinstance(span.action, Action)
         send = peer(span.action) if span.lane == "recv" else span.action
         start, end = times.get((span.lane, send), (span.start + self._origin, span.end + self._origin))
@@ -99,11 +106,15 @@ class ProcessRank(Ranks):
 
     def _agree(self, loss: float) -> float:
         (worker,) = self.workers
-        worker.recorder.waiting(
-            "the end of the step", "its own", [r for r in range(len(self.members)) if r != worker.rank]
-        )
+        worker.recorder.meeting("the end of the step", [r for r in range(len(self.members)) if r != worker.rank])
         losses, self._origin = self.world.meet(loss)
         return losses[self.members[self.job.program.placement.rank_of[-1]]]
+
+    def _share_news(self) -> None:
+        if self.gathers:
+            for event in self._of_all(self.kept):
+                self.tell(event)
+            self.kept.clear()
 
     def _of_all(self, mine: list[Any]) -> list[Any]:
         return [each for theirs in self.world.everybody(mine) for each in theirs]

@@ -5,9 +5,10 @@ Each layer's forward of each micro-batch starts from a seed made of (seed, step,
 
 import hashlib
 import threading
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 _GENERATOR = threading.Lock()  # torch's default generator is one for all threads of the process
 
@@ -18,7 +19,7 @@ class Randomness:
     A layer whose first run draws nothing is called directly from then on.
 
     >>> x, randomness = torch.ones(8), Randomness(seed=0)
-    >>> runs = [randomness.run("0", nn.Dropout(), x, step=1, microbatch=2) for _ in range(2)]
+    >>> runs = [randomness.run("0", torch.nn.Dropout(), x, step=1, microbatch=2) for _ in range(2)]
     >>> torch.equal(*runs)
     True
     """
@@ -27,7 +28,7 @@ class Randomness:
         self.seed = seed
         self._draws: dict[str, bool] = {}
 
-    def run(self, name: str, layer: nn.Module, x: Tensor, step: int, microbatch: int) -> Tensor:
+    def run(self, name: str, layer: Callable[[Tensor], Tensor], x: Tensor, step: int, microbatch: int) -> Tensor:
         """`layer(x)`, with the generators of the CPU and of x's device seeded for this call and restored after."""
         if not self._draws.get(name, True):
             return layer(x)

@@ -1,12 +1,14 @@
-"""What do ranks need to train, whatever the machine? Their stages, a worker and an optimizer each, and a warm-up.
+"""What do ranks need to run, whatever the machine? Their stages, a worker and an optimizer each, and a warm-up.
 
 Read next: `virtual_ranks` (all ranks are threads of this process), `process_rank` (this process is one rank).
 """
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Self
 
 import torch
@@ -16,6 +18,7 @@ from pipelab.action import W
 from pipelab.clock import Clock, undisturbed
 from pipelab.costs import Link
 from pipelab.failure import RunError
+from pipelab.feed import Reporter, Tell, nobody
 from pipelab.loss import Loss
 from pipelab.lower import Program
 from pipelab.memory import ActivationMeter
@@ -23,39 +26,52 @@ from pipelab.mesh import Mesh
 from pipelab.optimizer import Optimizer
 from pipelab.partition import cut
 from pipelab.randomness import Randomness
+from pipelab.run import Run
 from pipelab.stage import Stage
+from pipelab.trace import median_trace
 from pipelab.transport import Transport
 from pipelab.watch import Watch, first_finding
-from pipelab.worker import Microbatches, Record, Worker, split_batch
+from pipelab.weight_versions import Versions
+from pipelab.worker import Microbatches, Record, Worker, memory_of, split_batch, trace_of
+from pipelab.world import is_first
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be trained, and how: the same on every rank and every machine."""
+    """What is to be run, and how: the same on every rank and every machine.
+
+    Without a loss the last stage gives what its layers give; without an optimizer `step` changes no weights.
+    """
 
     model: nn.Sequential
     program: Program
     mesh: Mesh
-    loss: Loss
-    optimizer: Optimizer
-    seed: int
     device: torch.device
-    transport: str
     clock: str
-    link: Link
-    blocking: bool
-    at: list[int] | None
-    timeout: float
+    loss: Loss | None = None
+    optimizer: Optimizer | None = None
+    seed: int = 0
+    transport: str = "memory"
+    link: Link = Link()  # noqa: RUF009 (a frozen value)
+    blocking: bool = False
+    at: list[int] | None = None
+    timeout: float = 600.0
     watch: bool = False
+    make_stage: Callable[..., Stage] = Stage
+    fed: bool = False
+    """Whether somebody listens: then every rank tells what it does (see `feed`)."""
 
 
 class Ranks(ABC):
     """The ranks of a run that live in this process; a context, so that all they take is given back.
 
-    `history` has one list a step of the records of its ranks; `collect` gives those of all ranks.
+    `history` has one list a step of the records of its ranks; `collect` gives those of all ranks. Where the job is fed,
+    what the ranks do is told to `tell` while they do it.
     """
 
-    def __init__(self, job: Job, ranks: Iterable[int], transport: Transport, clocks: Iterable[Clock]) -> None:
+    def __init__(
+        self, job: Job, ranks: Iterable[int], transport: Transport, clocks: Iterable[Clock], tell: Tell = nobody
+    ) -> None:
         self.job = job
         self.history: list[list[Record]] = []
         self.slices = cut(job.model, job.program.schedule.stages, at=job.at)
@@ -77,12 +93,16 @@ class Ranks(ABC):
             )
         own = [[p for stage in worker.stages.values() for p in stage.layers.parameters()] for worker in self.workers]
         self.parameters = [parameter for parameters in own for parameter in parameters]
-        self.optimizers = [job.optimizer(parameters) for parameters in own if parameters]
+        self.optimizers = [job.optimizer(parameters) for parameters in own if parameters and job.optimizer is not None]
         self.resources = ExitStack()
         self.residual = 0.0
+        self.tell = tell
+        self.reporter = Reporter(self.workers, tell, early=job.clock == "virtual") if job.fed else None
 
     def __enter__(self) -> Self:
         self.resources.enter_context(undisturbed())
+        if self.reporter is not None:
+            self.resources.enter_context(self.reporter)
         for worker in self.workers:
             for stage in worker.stages.values():
                 self.resources.enter_context(stage.attached())
@@ -109,12 +129,41 @@ class Ranks(ABC):
 
     def step(self, batch: Microbatches) -> float:
         """Gradients of all micro-batches, then one step of every rank's optimizer; gives the loss."""
-        records = self._run(batch)
+        records = self.run(batch)
         for optimizer in self.optimizers:
             optimizer.step()
-        self.history.append(records)
         shares = {microbatch: share for record in records for microbatch, share in record.losses.items()}
         return self._agree(sum(shares[microbatch] for microbatch in sorted(shares)))
+
+    def run(self, batch: Microbatches) -> list[Record]:
+        """Execute the program once, with no update after it: it has none, or its own."""
+        with self.reporter.step(batch.step) if self.reporter is not None else nullcontext():
+            records = self._run(batch)
+        self._share_news()
+        self.history.append(records)
+        return records
+
+    def measured(self, records: list[list[Record]], losses: list[float], versions: Versions | None = None) -> Run:
+        """What the run measured, from what was collected."""
+        job, schedule = self.job, self.job.program.schedule
+        traces = [trace_of(schedule, job.clock, of_step) for of_step in records]
+        typical = median_trace(traces)
+        return Run(
+            schedule=schedule,
+            mesh=job.mesh,
+            losses=losses,
+            traces=traces,
+            trace=typical,
+            memory=memory_of(records, traces.index(typical)),
+            model=job.model,
+            pids=self.pids,
+            first=is_first(),
+            cores=_cores() if job.device.type == "cpu" else None,
+            residual=self.residual,
+            norms=tuple({a: norm for record in of_step for a, norm in record.norms.items()} for of_step in records),
+            versions=versions,
+            at=tuple(accumulate(len(layers) for layers in self.slices[:-1])),
+        )
 
     def _run(self, batch: Microbatches) -> list[Record]:
         for parameter in self.parameters:
@@ -126,6 +175,10 @@ class Ranks(ABC):
             if found is not None:  # before an optimizer spreads it
                 raise RunError(str(found))
         return records
+
+    def _share_news(self) -> None:
+        """Bring what the ranks have told to the listener, where it does not get there by itself."""
+        return
 
     @abstractmethod
     def _execute(self, batch: Microbatches) -> list[Record]:
@@ -160,7 +213,7 @@ def _stages(
         slices[stage].to(job.device)
     meter = ActivationMeter(t for stage in own for t in (*slices[stage].parameters(), *slices[stage].buffers()))
     stages = {
-        stage: Stage(
+        stage: job.make_stage(
             slices[stage],
             first=stage == 0,
             loss=job.loss if stage == schedule.stages - 1 else None,
@@ -172,3 +225,7 @@ def _stages(
         for stage in own
     }
     return stages, meter
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

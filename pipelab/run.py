@@ -14,6 +14,7 @@ from pipelab.mesh import Mesh
 from pipelab.schedule import Schedule
 from pipelab.simulate import simulate
 from pipelab.trace import BUBBLES, Trace
+from pipelab.weight_versions import Versions
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,7 +25,9 @@ class Run:
     (its `peaks` are over all steps). `clock` says whose seconds these are. `pids` has the process of each global rank,
     `first` is whether this process tells of the run. `cores` is how many processors the ranks shared, where that is
     known, and `residual` by how many seconds the clocks of different hosts may be apart. `norms` has, for each step of
-    a watched run, the norm of every stage's output (under its F) and of its input's gradient (under its I).
+    a watched run, the norm of every stage's output (under its F) and of its input's gradient (under its I). Without a
+    flush the steps are one schedule and one trace, and `versions` says which versions of the weights there were. `at`
+    has the first layer of each stage but the first.
     """
 
     schedule: Schedule
@@ -39,6 +42,8 @@ class Run:
     cores: int | None = None
     residual: float = 0.0
     norms: tuple[dict[Action, float], ...] = ()
+    versions: Versions | None = None
+    at: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         step = f"{1e3 * self.step_seconds:.1f} ms a step in {self.clock_label}"
@@ -59,8 +64,9 @@ class Run:
 
     @property
     def step_seconds(self) -> float:
-        """Median makespan of the steps, in seconds of the run's clock."""
-        return float(middle([trace.makespan for trace in self.traces]))
+        """Median makespan of the steps in seconds of the run's clock; without a flush, an even share of the whole."""
+        steps_in_a_trace = len(self.losses) // len(self.traces)
+        return float(middle([trace.makespan for trace in self.traces])) / steps_in_a_trace
 
     def costs(self) -> Costs:
         """The median time of each stage and kind over all steps."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from pipelab.action import COMPUTE, Action, B, Element, I, Pair, W, parse_element, parts
+from pipelab.action import COMPUTE, Action, B, Element, F, I, Pair, U, W, parse_element, parts
 from pipelab.grid import grid
 from pipelab.placement import Placement
 
@@ -67,6 +67,12 @@ class Schedule:
     placement: Placement
     microbatches: int
     rows: tuple[tuple[Element, ...], ...]
+    flush: bool = True
+    """Whether the weights wait for the end of the step; without it they change after each micro-batch.
+    Text and CSV hold the rows alone, so what is read from them has a flush."""
+    groups: int = 0
+    """How many groups of sequences take turns in generation: micro-batch n is round n // groups of group n % groups,
+    and begins with the token that the last stage made for it one round before. 0: no micro-batch needs another."""
 
     @property
     def ranks(self) -> int:
@@ -77,6 +83,15 @@ class Schedule:
     def stages(self) -> int:
         """Number of stages, S."""
         return self.placement.stages
+
+    @property
+    def forward_only(self) -> bool:
+        """Whether it holds no backward at all: a schedule of inference.
+
+        >>> Schedule.from_text("0F0 0F1").forward_only
+        True
+        """
+        return all(action.kind == F for row in self.rows for element in row for action in parts(element))
 
     def actions(self) -> Iterator[tuple[int, int, Action]]:
         """Every action with its rank and its position in the row (the two actions of a pair share one)."""
@@ -277,7 +292,8 @@ def _parse_cell(word: str) -> Element:
     element = parse_element(word)
     for action in parts(element):
         if action.kind not in COMPUTE:
-            raise ValueError(f"{action} is a message; a schedule holds F, B, I and W only: leave it out")
+            what = "an update" if action.kind == U else "a message"
+            raise ValueError(f"{action} is {what}; a schedule holds F, B, I and W only: leave it out")
     return element
 
 

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 from pipelab.costs import Costs
 from pipelab.schedule import Schedule, ScheduleError
 from pipelab.schedules import SCHEDULES, build, chunks_of, options_of
-from pipelab.search import lower_bound
-from pipelab.search.placed import bound_on
-from pipelab.search.problem import limit_per_rank
+from pipelab.search.bound import bound
+from pipelab.search.problem import Problem, limit_per_rank
 from pipelab.simulate import simulate
 from pipelab.trace import Number, ratio
 from pipelab.validate import validate
@@ -85,9 +84,8 @@ def score(
 
     `target` is a schedule, a name (built for the same shape), or numbers for some of "makespan", "span" and
     "peak_in_flight" (micro-batches on the fullest rank; or one limit per rank). Times come from `costs`, uniform unless
-    given. The lower bound is for the memory that the schedule itself holds: with one stage a rank that of
-    `search.bound`, otherwise that of `search.placed`, which is weaker. A schedule that cannot run is graded, too.
-    Raises ValueError for a target that cannot be compared.
+    given. The lower bound (`search.bound`) is for the placement and the memory of the schedule itself. A schedule that
+    cannot run is graded, too. Raises ValueError for a target that cannot be compared.
 
     >>> schedule = Schedule.from_rule("mine", build("1f1b", 4, 8).placement, 8, "IFW", in_flight=4)
     >>> print(score(schedule, target="1f1b"))
@@ -158,13 +156,12 @@ def _peak_mark(peaks: Sequence[Number], target: Any) -> Mark:
 
 def _bound(schedule: Schedule, costs: Costs, peaks: Sequence[Number], objective: str) -> Number | None:
     """What none can beat in this memory; None where the costs say nothing of I and W (no split was measured)."""
-    placement, microbatches = schedule.placement, schedule.microbatches
+    held = [max(1, peak) for peak in peaks]  # 0 on a rank without stages
     try:
-        if placement.rank_of == tuple(range(schedule.ranks)):
-            return lower_bound(schedule.ranks, microbatches, costs, peaks, objective=objective)
-        return bound_on(placement, microbatches, costs, peaks, objective)
+        problem = Problem.of(schedule.placement, schedule.microbatches, costs, held, objective=objective)
     except ValueError:
         return None
+    return problem.in_units(bound(problem))
 
 
 def _line(mark: Mark) -> str:

@@ -10,10 +10,10 @@ from itertools import chain
 from math import lcm
 from numbers import Rational
 
-from pipelab.action import Action, Element, parts
+from pipelab.action import Action, Element, U, parts
 from pipelab.costs import Costs, Durations
-from pipelab.dependencies import GIVES, dataflow
-from pipelab.engine import Inputs, Stuck, play
+from pipelab.dependencies import carried_over, dataflow, gives
+from pipelab.engine import CarriedOver, Inputs, Stuck, play
 from pipelab.lower import CARRIES, RECEIVED_FROM, Program, message_flow
 from pipelab.placement import Placement
 from pipelab.schedule import Schedule
@@ -32,16 +32,17 @@ def simulate(schedule: Schedule, costs: Costs) -> Trace:
     """
     if not complete(schedule):
         validate(schedule)
-    inputs = arrivals(schedule.placement, costs)
+    inputs = arrivals(schedule.placement, costs, schedule.groups)
+    durations, carried = costs.durations(schedule.placement), carried_over(schedule.stages, schedule.groups)
     try:
-        rows, ticks = _play_in_ticks(schedule.rows, inputs, costs.durations(schedule.placement), schedule.microbatches)
+        rows, ticks = _play_in_ticks(schedule.rows, inputs, durations, schedule.microbatches, carried)
     except Stuck:
         validate(schedule)
         raise
     return Trace(schedule.name, "simulated", schedule.placement.chunks_per_rank(), tuple(chain(*rows)), ticks)
 
 
-def arrivals(placement: Placement, costs: Costs) -> Inputs:
+def arrivals(placement: Placement, costs: Costs, groups: int = 0) -> Inputs:
     """For each (stage, kind) what it needs, and how long that is on its way: a hop between ranks, nothing within one.
 
     >>> arrivals(Placement.loop(2), Costs.uniform(hop=3))[1, "B"]
@@ -52,7 +53,7 @@ def arrivals(placement: Placement, costs: Costs) -> Inputs:
         (stage, kind): [
             (source, 0 if rank_of[source[0]] == rank_of[stage] else costs.latency(source)) for source in sources
         ]
-        for (stage, kind), sources in dataflow(placement.stages).items()
+        for (stage, kind), sources in dataflow(placement.stages, groups).items()
     }
 
 
@@ -63,26 +64,29 @@ def simulate_program(program: Program, costs: Costs) -> Trace:
         value: [(send, costs.latency((send[0], CARRIES[send[1]]))) for send in sends]
         for value, sends in message_flow(schedule).items()
     }
-    instant = {(stage, kind): 0 for stage, kind in inputs if kind in CARRIES or kind in RECEIVED_FROM}
+    instant = {(stage, kind): 0 for stage, kind in inputs if kind in CARRIES or kind in RECEIVED_FROM or kind == U}
     durations = Durations({**costs.durations(schedule.placement), **instant})
     rows, ticks = _play_in_ticks(program.rows, inputs, durations, schedule.microbatches)
-    givers = dict(chain(*(_givers(row) for row in program.rows)))
+    givers = dict(chain(*(_givers(row, schedule) for row in program.rows)))
     spans = tuple(chain(*(_in_lanes(in_time(row, ticks), givers, costs) for row in rows)))
     return Trace(schedule.name, "simulated", schedule.placement.chunks_per_rank(), spans)
 
 
-def _givers(row: Sequence[Element]) -> Iterator[tuple[Action, Action]]:
+def _givers(row: Sequence[Element], schedule: Schedule) -> Iterator[tuple[Action, Action]]:
     """For each send of a row, the action whose result it carries."""
     made: dict[Action, Action] = {}
     for action in chain(*map(parts, row)):
         if action.kind in CARRIES:
             yield action, made.pop(Action(action.stage, CARRIES[action.kind], action.microbatch))
         else:
-            made[Action(action.stage, GIVES.get(action.kind, action.kind), action.microbatch)] = action
+            made[gives(action, schedule.stages, schedule.groups)] = action
 
 
 def _in_lanes(row: Iterable[Span], givers: Mapping[Action, Action], costs: Costs) -> Iterator[Span]:
-    """Messages in lanes of their own: a send lasts until it arrives, a receive as long as its rank waited."""
+    """Messages in lanes of their own: a send lasts until it arrives, a receive as long as its rank waited.
+
+    So are updates, which take no time here.
+    """
     clock: Number = 0
     waited: Action | None = None
     for span in row:
@@ -93,6 +97,8 @@ def _in_lanes(row: Iterable[Span], givers: Mapping[Action, Action], costs: Costs
             yield span._replace(lane="recv", start=clock, waiting_for=giver)
         elif isinstance(step, Action) and step.kind in CARRIES:
             yield span._replace(lane="send", end=span.end + costs.latency((step.stage, CARRIES[step.kind])))
+        elif isinstance(step, Action) and step.kind == U:
+            yield span._replace(lane="memory")
         else:
             yield span._replace(waiting_for=waited)
             waited = None
@@ -100,8 +106,9 @@ def _in_lanes(row: Iterable[Span], givers: Mapping[Action, Action], costs: Costs
 
 
 def _play_in_ticks(
-    rows: Sequence[Sequence[Element]], inputs: Inputs, durations: Durations, microbatches: int
-) -> tuple[list[list[Span]], int]:
+    rows: Sequence[Sequence[Element]], inputs: Inputs, durations: Durations, microbatches: int,
+    carried: CarriedOver = {},  # noqa: B006 (read only)
+) -> tuple[list[list[Span]], int]:  # fmt: skip
     """`play`, with exact fractions counted in ticks, so many to one unit of time: whole numbers are much faster."""
     times = [*durations.values(), *(latency for needed in inputs.values() for _, latency in needed)]
     exact = all(isinstance(time, Rational) for time in times)
@@ -109,4 +116,4 @@ def _play_in_ticks(
     if ticks > 1:
         durations = Durations({value: int(time * ticks) for value, time in durations.items()})
         inputs = {value: [(need, int(delay * ticks)) for need, delay in needed] for value, needed in inputs.items()}
-    return play(rows, inputs, durations, microbatches), ticks
+    return play(rows, inputs, durations, microbatches, carried), ticks

@@ -4,7 +4,7 @@ A trace comes from the simulator, from a run in virtual time or from a run in wa
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -22,7 +22,8 @@ BUBBLES = ("step", "span", "overhead")
 class Span(NamedTuple):
     """One action (or pair) on one rank from `start` to `end`; `waiting_for` is what it last waited for, if it waited.
 
-    In the send lane a span is a message in flight (departure to arrival), in the recv lane the receiver's wait.
+    In the send lane a span is a message in flight (departure to arrival), in the recv lane the receiver's wait, in the
+    memory lane an update of the weights; virtual time stands still meanwhile, so that work may begin before its end.
     """
 
     rank: int
@@ -123,7 +124,10 @@ class Trace:
 
     @property
     def peak_in_flight(self) -> tuple[Number, ...]:
-        """Most micro-batches each rank holds at once, from the start of F to the end of B or W; a chunk counts 1/V."""
+        """Most micro-batches each rank holds at once, from the start of F to the end of B or W; a chunk counts 1/V.
+
+        Where no backward follows, as in inference, nothing is held after the end of F.
+        """
         return self._peaks((B, W))
 
     @property
@@ -197,12 +201,16 @@ def in_time(spans: Iterable[Span], ticks: int) -> Iterator[Span]:
         yield Span(rank, lane, action, began, time, waited)
 
 
-def in_flight(row: Iterable[Span], releases: Collection[str] = (B, W)) -> Iterator[tuple[Number, int]]:
+def in_flight(row: Sequence[Span], releases: Collection[str] = (B, W)) -> Iterator[tuple[Number, int]]:
     """Each (time, forwards still held) of a rank: one more when an F starts, one less when one of `releases` ends.
+
+    In a row without any backward the F itself ends it.
 
     >>> list(in_flight([Span(0, "compute", Action(0, "F", 0), 0, 1), Span(0, "compute", Action(0, "B", 0), 1, 3)]))
     [(0, 1), (3, 0)]
     """
+    if all(span[2][1] == F for span in row):
+        releases = (F,)
     held = 0
     for _, _, element, start, end, _ in row:
         if element.__class__ is Pair:
@@ -211,12 +219,13 @@ def in_flight(row: Iterable[Span], releases: Collection[str] = (B, W)) -> Iterat
             yield start, held
             held -= (one in releases) + (other in releases)
             yield end, held
-        elif element[1] == F:
-            held += 1
-            yield start, held
-        elif element[1] in releases:
-            held -= 1
-            yield end, held
+        else:
+            if element[1] == F:
+                held += 1
+                yield start, held
+            if element[1] in releases:
+                held -= 1
+                yield end, held
 
 
 def _by_rank(spans: Iterable[Span], ranks: int) -> tuple[tuple[Span, ...], ...]:

@@ -11,24 +11,24 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from pipelab.asynchronous import check_stream, train_without_flush
 from pipelab.costs import Link
+from pipelab.feed import Feed, InOrder, Listener, OfStep, Spans, Started, StepBegun, StepEnded, Tell, nobody
 from pipelab.launcher import launch, post
 from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import lower
-from pipelab.memory import Memory
 from pipelab.mesh import Mesh
 from pipelab.message_order import check_messages
 from pipelab.optimizer import Optimizer, adamw
 from pipelab.partition import cut
 from pipelab.process_rank import ProcessRank
-from pipelab.ranks import Job
+from pipelab.ranks import Job, Ranks
 from pipelab.run import Run
 from pipelab.schedule import Schedule
-from pipelab.trace import Trace, median_trace
 from pipelab.validate import validate
 from pipelab.virtual_ranks import VirtualRanks
-from pipelab.worker import Record, split_batch
-from pipelab.world import is_rank
+from pipelab.worker import split_batch
+from pipelab.world import is_first, is_rank
 
 Batch = tuple[Tensor, Tensor]
 OnStep = Callable[[int, float], None]
@@ -60,6 +60,7 @@ def train(
     link: Link = Link(),  # noqa: B008 (a frozen value)
     at: list[int] | None = None,
     on_step: OnStep | None = None,
+    feed: Listener | None = None,
     timeout: float = 600.0,
     watch: bool = False,
 ) -> Run:
@@ -70,6 +71,9 @@ def train(
     with comm="blocking" a rank waits until each has arrived, "overlapped" goes on. A warm-up step before the first
     leaves no trace: parameters, buffers, generators and batches are as they were. With `watch` norms of activations and
     gradients are noted (`Run.norms`), and the first value that is not finite ends the run, with its layer's name.
+    `on_step(step, loss)` is called here after each step; `feed(event)`, in a thread of its own, is told spans, memory
+    and losses as they come, and can never hold the ranks up (see `pipelab.feed`).
+    A schedule without a flush, such as pipedream, takes all batches at once; see `asynchronous`.
 
     transport="memory" plays all ranks in this process. With "gloo" (CPU) or "nccl" (a GPU each) they are processes: in
     one that torchrun started, `train` runs its rank, and every rank calls it with the same arguments; otherwise it
@@ -86,6 +90,10 @@ def train(
     (2, 'virtual', True)
     """
     validate(schedule)
+    if schedule.forward_only:
+        raise ValueError(f"{schedule.name} has no backward, so nothing is learned; it is for pipelab.inference")
+    if not schedule.flush:
+        check_stream(schedule, watch)
     mesh = mesh or Mesh(pp=schedule.ranks)
     _refuse_mesh(mesh, schedule)
     device = torch.device(device)
@@ -93,61 +101,62 @@ def train(
     job = Job(
         model=model, program=lower(schedule), mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
         transport=transport, clock=clock or CLOCKS[transport], link=link, blocking=comm == "blocking", at=at,
-        timeout=timeout, watch=watch,
+        timeout=timeout, watch=watch, fed=feed is not None,
     )  # fmt: skip
     if transport in RULES:
         check_messages(job.program, RULES[transport], blocking=job.blocking)
-    if transport in RULES and not is_rank():
-        return _launch(job, list(itertools.islice(batches, steps)), on_step)
-    return _train(job, batches if steps is None else itertools.islice(batches, steps), on_step)
+    launches = transport in RULES and not is_rank()
+    batches = itertools.islice(batches, steps)
+    with Feed(feed if is_first() else None) as events:
+        events.put(Started(schedule, mesh, job.clock, transport))
+        if launches:
+            return _launch(job, list(batches), on_step, events)
+        return run_here(job, batches, lambda event: _tell(event, events, on_step))
 
 
-def _train(job: Job, batches: Iterable[Batch], on_step: OnStep | None = None) -> Run:
-    """Train in this process, which plays all ranks or one of them."""
+def _tell(event: OfStep, feed: Feed, on_step: OnStep | None) -> None:
+    feed.put(event)
+    if on_step is not None and isinstance(event, StepEnded):
+        on_step(event.step, event.loss)
+
+
+def run_here(job: Job, batches: Iterable[Batch], tell: Tell = nobody) -> Run:
+    """Run a job, a step for each batch, in this process, which plays all ranks or one of them."""
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
         raise ValueError(NO_BATCH)
+    machine: Callable[[Job, Tell], Ranks] = VirtualRanks if job.transport == "memory" else ProcessRank
+    if not job.program.schedule.flush:
+        return train_without_flush(job, [first, *batches], tell, machine)
     losses = []
-    machine = VirtualRanks if job.transport == "memory" else ProcessRank
-    with machine(job) as ranks:
+    with machine(job, tell) as ranks:
         ranks.warm_up(ranks.split(0, first))
         for step, batch in enumerate(itertools.chain([first], batches)):
-            losses.append(ranks.step(ranks.split(step, batch)))
-            if on_step is not None:
-                on_step(step, losses[-1])
-        records = ranks.collect()
-        pids, residual = ranks.pids, ranks.residual
-    schedule = job.program.schedule
-    traces = [_trace(schedule, job.clock, of_step) for of_step in records]
-    typical = median_trace(traces)
-    return Run(
-        schedule=schedule,
-        mesh=job.mesh,
-        losses=losses,
-        traces=traces,
-        trace=typical,
-        memory=_memory(records, traces.index(typical)),
-        model=job.model,
-        pids=pids,
-        first=not is_rank() or os.environ["RANK"] == "0",
-        cores=_cores() if job.device.type == "cpu" else None,
-        residual=residual,
-        norms=tuple({a: norm for record in of_step for a, norm in record.norms.items()} for of_step in records),
-    )
+            microbatches = ranks.split(step, batch)
+            tell(StepBegun(step))
+            losses.append(ranks.step(microbatches))
+            tell(StepEnded(step, losses[-1], microbatches.targets_in_all))
+        return ranks.measured(ranks.collect(), losses)
 
 
-def _launch(job: Job, batches: list[Batch], on_step: OnStep | None) -> Run:
+def _launch(job: Job, batches: list[Batch], on_step: OnStep | None, feed: Feed) -> Run:
     """Train in processes of this host, one a rank, and bring the trained model back into the caller's own."""
     cut(job.model, job.program.schedule.stages, at=job.at)  # refuses what does not fit before a process is started
     if not batches:
         raise ValueError(NO_BATCH)
     for step, batch in enumerate(batches):
         split_batch(step, batch, job.program.schedule.microbatches)
-    tell = None if on_step is None else lambda rank, done: on_step(*done)
-    run, *_ = launch(
-        _train_rank, job, batches, ranks=job.mesh.size, timeout=job.timeout, on_post=tell, preload=SLOW_IMPORTS
-    )
+    with InOrder(feed, job.mesh.size) as order:
+
+        def on_post(rank: int, numbered: tuple[int, OfStep]) -> None:
+            order.hear(rank, *numbered)
+            if on_step is not None and isinstance(numbered[1], StepEnded):
+                on_step(numbered[1].step, numbered[1].loss)
+
+        run, *_ = launch(
+            _train_rank, job, batches, ranks=job.mesh.size, timeout=job.timeout, on_post=on_post, preload=SLOW_IMPORTS
+        )
     with torch.no_grad():
         for ours, trained in zip(_values(job.model), _values(run.model), strict=True):
             ours.copy_(trained)
@@ -155,11 +164,17 @@ def _launch(job: Job, batches: list[Batch], on_step: OnStep | None) -> Run:
 
 
 def _train_rank(job: Job, batches: list[Batch]) -> Run | None:
-    """One rank of `_launch`; the first brings the run home."""
-    first = os.environ["RANK"] == "0"
-    run = _train(job, batches, (lambda step, loss: post((step, loss))) if first else None)
+    """One rank of `_launch`: what it tells is posted, with a number. Steps are told by the rank that computes the loss,
+    and the first brings the run home."""
+    numbers, tells = itertools.count(), int(os.environ["RANK"]) == job.program.placement.rank_of[-1]
+
+    def tell(event: OfStep) -> None:
+        if isinstance(event, Spans) or (tells and (job.fed or isinstance(event, StepEnded))):
+            post((next(numbers), event))
+
+    run = run_here(job, batches, tell)
     job.model.cpu()  # the caller has no GPU in use, and gets none
-    return run if first else None
+    return run if run.first else None
 
 
 def _values(model: nn.Module) -> list[Tensor]:
@@ -192,17 +207,3 @@ def _refuse_machine(transport: str, device: torch.device, comm: str, mesh: Mesh,
             raise ValueError(f"transport nccl moves data between GPUs: got device {device}; use gloo, or device cuda")
         if gpus < here:
             raise ValueError(f"transport nccl needs a GPU a rank: {here} ranks and {gpus} GPUs on this host; use gloo")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _trace(schedule: Schedule, clock: str, records: list[Record]) -> Trace:
-    spans = tuple(span for record in records for span in record.spans)
-    return Trace(schedule.name, clock, schedule.placement.chunks_per_rank(), spans)
-
-
-def _memory(steps: list[list[Record]], typical: int) -> Memory:
-    peaks = tuple(max(records[rank].peak for records in steps) for rank in range(len(steps[0])))
-    return Memory(peaks, tuple(tuple(record.curve) for record in steps[typical]))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pipelab import wait_for
 from pipelab.action import Action, B, Element, F, I, Pair, W, parts
-from pipelab.dependencies import GIVES, dataflow, needs
+from pipelab.dependencies import carried_over, dataflow, gives, needs
 from pipelab.engine import Stuck, play
 from pipelab.schedule import MOST_REASONS, Finding, Schedule, ScheduleError
 
@@ -21,7 +21,8 @@ def validate(schedule: Schedule) -> Schedule:
     """Return the schedule if every rank can run its row to the end; otherwise raise ScheduleError with the reasons.
 
     Each stage and micro-batch needs one F and either one B or one I and one W, on the rank that holds the stage,
-    after what it depends on. Any order of micro-batches is legal.
+    after what it depends on. A schedule without any backward is one of inference, and needs the F alone. Any order of
+    micro-batches is legal.
 
     >>> validate(Schedule.from_text("0B0 0F0"))
     Traceback (most recent call last):
@@ -45,13 +46,14 @@ def complete(schedule: Schedule) -> bool:
     >>> complete(Schedule.from_text("0F0 0B0")), complete(Schedule.from_text("0F0 0I0"))
     (True, False)
     """
+    backwards = 0 if schedule.forward_only else schedule.microbatches
     return len(schedule.rows) == schedule.ranks and all(
-        _row_is_complete(row, schedule.placement.stages_on(rank), schedule.microbatches)
+        _row_is_complete(row, schedule.placement.stages_on(rank), schedule.microbatches, backwards)
         for rank, row in enumerate(schedule.rows)
     )
 
 
-def _row_is_complete(row: Sequence[Element], stages: Sequence[int], microbatches: int) -> bool:
+def _row_is_complete(row: Sequence[Element], stages: Sequence[int], microbatches: int, backwards: int) -> bool:
     pairs = Pair in set(map(type, row))
     actions = [action for element in row for action in parts(element)] if pairs else row
     if len(set(actions)) != len(actions):
@@ -62,7 +64,7 @@ def _row_is_complete(row: Sequence[Element], stages: Sequence[int], microbatches
     counts = Counter(map(itemgetter(0, 1), actions))
     for stage in stages:
         forwards, whole, inputs, weights = (counts.pop((stage, kind), 0) for kind in (F, B, I, W))
-        if forwards != microbatches or whole + inputs != microbatches or inputs != weights:
+        if forwards != microbatches or whole + inputs != backwards or inputs != weights:
             return False
         if whole and inputs and not _split_whole(actions, stage):
             return False
@@ -95,6 +97,7 @@ def _misplaced(schedule: Schedule) -> Iterator[Finding]:
 
 def _incomplete(schedule: Schedule) -> Iterator[Finding]:
     places: dict[Action, list[tuple[int, int]]] = {}
+    whole = [{F}] if schedule.forward_only else [{F, B}, {F, I, W}]
     for rank, position, action in schedule.actions():
         places.setdefault(action, []).append((rank, position))
     for action, ((rank, position), *again) in places.items():
@@ -104,16 +107,14 @@ def _incomplete(schedule: Schedule) -> Iterator[Finding]:
     for stage, rank in enumerate(schedule.placement.rank_of):
         for microbatch in range(schedule.microbatches):
             have = {kind for kind in (F, B, I, W) if (stage, kind, microbatch) in places}
-            sentence = _verdict(stage, microbatch, have)
-            if sentence:
+            if have not in whole:
                 present = [places[Action(stage, kind, microbatch)][0] for kind in (W, I, B, F) if kind in have]
-                yield f"rank {rank}: {sentence}", rank, present[0][1] if present else None
+                place = present[0][1] if present else None
+                yield f"rank {rank}: {_verdict(stage, microbatch, have)}", rank, place
 
 
-def _verdict(stage: int, microbatch: int, have: set[str]) -> str | None:
-    """What is wrong with the kinds that one stage has for one micro-batch, if anything."""
-    if have in ({F, B}, {F, I, W}):
-        return None
+def _verdict(stage: int, microbatch: int, have: set[str]) -> str:
+    """What is wrong with the kinds that one stage has for one micro-batch."""
     names = {kind: str(Action(stage, kind, microbatch)) for kind in (F, B, I, W)}
     if F not in have:
         return f"{names[F]} is missing: stage {stage} never runs micro-batch {microbatch} forward; add it"
@@ -130,7 +131,7 @@ def _verdict(stage: int, microbatch: int, have: set[str]) -> str | None:
 def _out_of_order(schedule: Schedule) -> Iterator[Finding]:
     written = _written(schedule)
     for rank, position, action in schedule.actions():
-        for need in needs(action, schedule.stages):
+        for need in needs(action, schedule.stages, schedule.groups):
             other, later, giver = written[need]
             if other == rank and later >= position:
                 remedy = "move it behind that" if later > position else "take the pair apart"
@@ -147,6 +148,36 @@ def _deadlocked(schedule: Schedule) -> Iterator[Finding]:
     for wait in circle:
         remedy = f"; {_way_out(schedule, circle)}" if wait is circle[-1] else ""
         yield f"deadlock: rank {wait.rank}, position {wait.position}: {wait}{remedy}", wait.rank, wait.position
+
+
+def refusal(so_far: Schedule, rank: int, action: Action) -> str | None:
+    """Why `action` cannot come next on `rank` after the rows so far; None if it can.
+
+    It can when its stage is on that rank, it is not there yet, and all that it needs is. Rows that grow so can always
+    be run, and every schedule that can run can grow so.
+
+    >>> from pipelab import Placement
+    >>> empty = Schedule("mine", Placement.loop(2), 1, ((), ()))
+    >>> refusal(empty, 1, Action.parse("1F0"))
+    'rank 1, position 0: 1F0 needs 0F0, which is not placed yet; place it on rank 0 first'
+    """
+    rows = (*so_far.rows[:rank], (*so_far.rows[rank], action), *so_far.rows[rank + 1 :])
+    for sentence, _, _ in _misplaced(replace(so_far, rows=rows)):
+        return sentence
+    stage, kind, microbatch = action
+    where = f"rank {rank}, position {len(so_far.rows[rank])}"
+    placed = {known for _, _, known in so_far.actions()}
+    have = {known.kind for known in placed if (known.stage, known.microbatch) == (stage, microbatch)}
+    if kind in have:
+        return f"{where}: {action} is doubled: it is there already"
+    if B in have | {kind} and have & {I, W, B}:
+        return f"{where}: {_verdict(stage, microbatch, have | {F, kind})}"
+    given = {gives(known, so_far.stages, so_far.groups) for known in placed}
+    for need in needs(action, so_far.stages, so_far.groups):
+        if need not in given:
+            owner = so_far.placement.rank_of[need.stage]
+            return f"{where}: {action} needs {need}, which is not placed yet; place it on rank {owner} first"
+    return None
 
 
 class Wait(NamedTuple):
@@ -224,13 +255,14 @@ def _can_run(schedule: Schedule) -> bool:
 
 def _play(schedule: Schedule) -> None:
     """Play a complete schedule without time: only the order matters. Raises Stuck."""
-    inputs = {value: [(need, 0) for need in needed] for value, needed in dataflow(schedule.stages).items()}
-    play(schedule.rows, inputs, dict.fromkeys(inputs, 0), schedule.microbatches)
+    stages, groups = schedule.stages, schedule.groups
+    inputs = {value: [(need, 0) for need in needed] for value, needed in dataflow(stages, groups).items()}
+    play(schedule.rows, inputs, dict.fromkeys(inputs, 0), schedule.microbatches, carried_over(stages, groups))
 
 
 def _written(schedule: Schedule) -> dict[Action, tuple[int, int, Action]]:
     """For each value, the rank, the position and the action that gives it (B where it stands for I)."""
     return {
-        Action(action.stage, GIVES.get(action.kind, action.kind), action.microbatch): (rank, position, action)
+        gives(action, schedule.stages, schedule.groups): (rank, position, action)
         for rank, position, action in schedule.actions()
     }

@@ -11,6 +11,7 @@ from typing import Any
 from pipelab.clock import make_clock, make_turn
 from pipelab.collector import collector_at_rest
 from pipelab.failure import Fate, RunError, deadlock, describe
+from pipelab.feed import Tell, nobody
 from pipelab.ranks import Job, Ranks
 from pipelab.transport import Aborted
 from pipelab.transport.memory import Mailboxes
@@ -20,11 +21,11 @@ from pipelab.worker import Microbatches, Record
 class VirtualRanks(Ranks):
     """All ranks of a run, as threads of this process."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, tell: Tell = nobody) -> None:
         ranks = range(job.program.placement.ranks)
         turn = make_turn(job.device)
         self.mailboxes = Mailboxes(job.timeout)
-        super().__init__(job, ranks, self.mailboxes, [make_clock(job.clock, job.device, turn) for _ in ranks])
+        super().__init__(job, ranks, self.mailboxes, [make_clock(job.clock, job.device, turn) for _ in ranks], tell)
 
     def __enter__(self) -> "VirtualRanks":
         super().__enter__()
@@ -41,7 +42,12 @@ class VirtualRanks(Ranks):
             worker.clock.restart(origin)
         with collector_at_rest():  # a full collection would be read as the work of whichever action it falls into
             futures = [self.pool.submit(worker.run, batch) for worker in self.workers]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            except BaseException:  # the stop button: the ranks end where they are, and tell how far they came
+                self.mailboxes.abort()
+                wait(futures)
+                raise
         if any(future.exception() for future in done):
             whereabouts = self._whereabouts()
             self.mailboxes.abort()

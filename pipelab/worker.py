@@ -4,39 +4,51 @@ The same program was simulated before; here each step moves real tensors and tak
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelab.action import Action, B, Element, F, I, W, parts
+from pipelab.action import Action, B, Element, F, I, U, W, parts
 from pipelab.clock import Clock
 from pipelab.costs import Link
-from pipelab.dependencies import GIVES, Value, sources
+from pipelab.dependencies import T, gives, needs
 from pipelab.flight_recorder import FlightRecorder
 from pipelab.loss import count_targets
 from pipelab.lower import CARRIES, RECEIVED_FROM, Program
-from pipelab.memory import ActivationMeter, Held
+from pipelab.memory import ActivationMeter, Held, Memory
+from pipelab.schedule import Schedule
 from pipelab.stage import Stage
-from pipelab.trace import Span
+from pipelab.trace import Span, Trace
 from pipelab.transport import Message, Transport
 from pipelab.watch import Finding
+from pipelab.weight_versions import Update, UpdatingStage
 
 
 @dataclass(frozen=True)
 class Microbatches:
-    """The micro-batches of one step: inputs, targets, and the number of targets of the whole step."""
+    """The micro-batches of one step: inputs, targets, and over how many targets the loss of each is a mean.
+
+    That is the number of the whole step's targets, or, where each micro-batch updates the weights, of its own.
+    `on_loss` is told the loss of each micro-batch that has updated the weights, on the rank that knows it.
+    """
 
     step: int
     inputs: Sequence[Tensor]
     targets: Sequence[Tensor]
-    total: int
+    totals: Sequence[int]
+    on_loss: Callable[[int, float], None] | None = None
+
+    @property
+    def targets_in_all(self) -> int:
+        """Number of targets (tokens) of all micro-batches."""
+        return sum(map(count_targets, self.targets))
 
     def to(self, device: torch.device) -> "Microbatches":
         """The same on a device."""
         inputs, targets = ([tensor.to(device) for tensor in tensors] for tensors in (self.inputs, self.targets))
-        return Microbatches(self.step, inputs, targets, self.total)
+        return replace(self, inputs=inputs, targets=targets)
 
 
 @dataclass
@@ -46,6 +58,7 @@ class Record:
     spans: list[Span] = field(default_factory=list)
     curve: list[tuple[float, int]] = field(default_factory=list)
     losses: dict[int, float] = field(default_factory=dict)
+    updates: list[Update] = field(default_factory=list)
     norms: dict[Action, float] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
@@ -72,15 +85,18 @@ class Worker:
         self.blocking = blocking
         self.recorder = FlightRecorder()
         self.recording = True
+        self.record = Record()
         self.at: Element | None = None
         self._values: dict[Action, tuple[Tensor, Action, Held | None]] = {}
         self._bytes: dict[tuple[torch.Size, ...], list[tuple[int, int]]] = {}
         self._sent = {(s.stage, CARRIES[s.kind]) for e in program.rows[rank] for s in parts(e) if s.kind in CARRIES}
-        count = program.schedule.stages
         self._needed = {
-            (stage, kind): [source for source in sources(stage, kind, count) if source[0] != stage]
-            for stage in stages for kind in (F, B, I, W)
-        }  # fmt: skip
+            action: need
+            for element in program.schedule.rows[rank]
+            for action in parts(element)
+            for need in needs(action, program.schedule.stages, program.schedule.groups)
+            if need.stage != action.stage or need.kind == T
+        }  # of another stage: one value, or none at the model's ends
         self._compute: dict[str, Callable[[Action, Microbatches, Record], Tensor | None]] = {
             F: self._forward,
             B: self._backward,
@@ -89,14 +105,25 @@ class Worker:
         }
 
     def run(self, batch: Microbatches) -> Record:
-        """Execute the row once, for one step's micro-batches.
+        """Execute the row once, for one step's micro-batches; `record` grows meanwhile, and is kept if it breaks off.
 
         What is held depends on shapes alone, and counting it costs up to a fifth of a small forward: bytes are counted
         in the first step of these shapes (the warm-up, as a rule), and noted again in the later ones.
         """
-        record = Record()
+        self.record = record = Record()
+        try:
+            self._execute(batch, record)
+        finally:
+            record.spans, record.curve = self.clock.settle(record.spans, record.curve)
+        for stage in self.stages.values():
+            self._watched(stage, record)
+        assert not self._values, f"rank {self.rank} still holds {list(self._values)}"
+        return record
+
+    def _execute(self, batch: Microbatches, record: Record) -> None:
         shapes = tuple(tensor.shape for tensor in batch.inputs)
-        self.meter.counting = shapes not in self._bytes
+        known = self._bytes.get(shapes)
+        self.meter.counting = known is None
         held: list[tuple[int, int]] = []
         waited: Action | None = None
         for step in self.program.rows[self.rank]:
@@ -105,46 +132,48 @@ class Worker:
                 waited = self._receive(step, record) or waited
             elif isinstance(step, Action) and step.kind in CARRIES:
                 self._send(step, record)
+            elif isinstance(step, Action) and step.kind == U:
+                self._update(step, batch, record)
             else:
-                held.append(self._work(step, batch, record, waited))
+                span: Any
+                span, counted = self._work(step, batch, record, waited)
+                peak, live = known[len(held)] if known else counted
+                held.append((peak, live))
+                if self.recording:
+                    record.curve += ((span.start, peak), (span.end, live))
                 waited = None
         self.at = None
         if self.recording:
-            record.curve = self._curve(record.spans, self._bytes.setdefault(shapes, held))
-        record.spans, record.curve = self.clock.settle(record.spans, record.curve)
-        for stage in self.stages.values():
-            self._watched(stage, record)
-        assert not self._values, f"rank {self.rank} still holds {list(self._values)}"
-        return record
+            self._bytes[shapes] = held
 
-    def _work(self, element: Element, batch: Microbatches, record: Record, waited: Action | None) -> tuple[int, int]:
-        """Compute; gives the most bytes held meanwhile, and those held afterwards."""
+    def _work(
+        self, element: Element, batch: Microbatches, record: Record, waited: Action | None
+    ) -> tuple[Span, tuple[int, int]]:
+        """Compute; gives its span, and as counted the most bytes held meanwhile and those held afterwards."""
         self.recorder.running(element)
         self.meter.restart_peak()
         outputs, start, end = self.clock.run(
             lambda: [self._compute[action.kind](action, batch, record) for action in parts(element)]
         )
         for action, output in zip(parts(element), outputs, strict=True):
-            if output is not None:
-                given = Action(action.stage, GIVES.get(action.kind, action.kind), action.microbatch)
-                stays = action.kind == F and (action.stage, F) not in self._sent
+            given = gives(action, self.program.schedule.stages, self.program.schedule.groups)
+            if output is not None and self._is_needed(given):
+                stays = action.kind == F and given[:2] not in self._sent
                 self._values[given] = output, action, self.meter.hold(output) if stays else None
         del outputs
-        self._note(record, Span(self.rank, "compute", element, start, end, waited))
-        return self.meter.restart_peak(), self.meter.live
+        span = Span(self.rank, "compute", element, start, end, waited)
+        self._note(record, span)
+        return span, (self.meter.restart_peak(), self.meter.live)
+
+    def _is_needed(self, given: Action) -> bool:
+        """What the last stage makes goes nowhere, but for the tokens of generation into a round still to come."""
+        if given.kind == T:
+            return given.microbatch < self.program.schedule.microbatches
+        return given.kind != F or given.stage < self.program.schedule.stages - 1
 
     def _note(self, record: Record, span: Span) -> None:
         if self.recording:
             record.spans.append(span)
-
-    @staticmethod
-    def _curve(spans: list[Span], held: list[tuple[int, int]]) -> list[tuple[Any, int]]:
-        work = (span for span in spans if span.lane == "compute")
-        return [
-            step
-            for span, (peak, live) in zip(work, held, strict=True)
-            for step in ((span.start, peak), (span.end, live))
-        ]
 
     def _receive(self, step: Action, record: Record) -> Action | None:
         send = self.program.peer(step)
@@ -171,25 +200,32 @@ class Worker:
         if self.blocking:
             self.clock.wait_until(arrival)
 
-    def _input(self, action: Action, source: Value) -> Tensor:
-        """The value that another stage gave for this action; it is this action's alone, so it is let go here."""
-        return self._values.pop(Action(*source, action.microbatch))[0]
+    def _update(self, step: Action, batch: Microbatches, record: Record) -> None:
+        """Let a stage step its optimizer, in a lane of its own: a synchronous step is timed without its update, too."""
+        stage = self.stages[step.stage]
+        assert isinstance(stage, UpdatingStage)
+        self.recorder.running(step)
+        (staleness, held), start, end = self.clock.aside(lambda: stage.update(step.microbatch))
+        record.updates.append(Update(step.stage, step.microbatch, staleness, held))
+        self._note(record, Span(self.rank, "memory", step, start, end))
+        if batch.on_loss is not None and stage.loss is not None:
+            batch.on_loss(step.microbatch, record.losses[step.microbatch])
 
     def _forward(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
         stage, microbatch = self.stages[action.stage], action.microbatch
-        before = [self._input(action, source) for source in self._others(action)]
-        x = before[0] if before else batch.inputs[microbatch].clone()  # not a view that keeps the whole batch
+        given = self._from_others(action)
+        x = batch.inputs[microbatch].clone() if given is None else given  # not a view that keeps the whole batch
         if stage.loss is None:
             return stage.forward(microbatch, x, batch.step)
         target = batch.targets[microbatch].clone()
-        record.losses[microbatch] = stage.forward(microbatch, x, batch.step, target, batch.total).item()
+        record.losses[microbatch] = stage.forward(microbatch, x, batch.step, target, batch.totals[microbatch]).item()
         return None
 
     def _backward(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
-        return self.stages[action.stage].backward(action.microbatch, self._gradient(action))
+        return self.stages[action.stage].backward(action.microbatch, self._from_others(action))
 
     def _backward_input(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
-        return self.stages[action.stage].backward_input(action.microbatch, self._gradient(action))
+        return self.stages[action.stage].backward_input(action.microbatch, self._from_others(action))
 
     def _backward_weight(self, action: Action, batch: Microbatches, record: Record) -> None:
         self.stages[action.stage].backward_weight(action.microbatch)
@@ -200,13 +236,22 @@ class Worker:
             record.norms |= {Action(watch.stage, kind, m): norm for (kind, m), norm in watch.norms.items()}
             record.findings += [watch.first] if watch.first is not None else []
 
-    def _gradient(self, action: Action) -> Tensor | None:
-        gradients = [self._input(action, source) for source in self._others(action)]
-        return gradients[0] if gradients else None
+    def _from_others(self, action: Action) -> Tensor | None:
+        """What it needs of another stage, if anything; nobody else needs that, so it is let go of here."""
+        need = self._needed.get(action)
+        return None if need is None else self._values.pop(need)[0]
 
-    def _others(self, action: Action) -> list[Value]:
-        """What the dataflow rule says that it needs of other stages: one value, or none at the model's ends."""
-        return self._needed[action.stage, action.kind]
+
+def trace_of(schedule: Schedule, clock: str, records: Sequence[Record]) -> Trace:
+    """The trace of one execution, from what every rank did."""
+    spans = tuple(span for record in records for span in record.spans)
+    return Trace(schedule.name, clock, schedule.placement.chunks_per_rank(), spans)
+
+
+def memory_of(steps: Sequence[Sequence[Record]], typical: int) -> Memory:
+    """The peak of every rank over all steps, and the curves of a typical one."""
+    peaks = tuple(max(records[rank].peak for records in steps) for rank in range(len(steps[0])))
+    return Memory(peaks, tuple(tuple(record.curve) for record in steps[typical]))
 
 
 def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int) -> Microbatches:
@@ -227,4 +272,4 @@ def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int) -> M
             " give larger batches or ask for fewer micro-batches"
         )
     inputs_of, targets_of = (torch.tensor_split(tensor, microbatches) for tensor in (inputs, targets))
-    return Microbatches(step, inputs_of, targets_of, count_targets(targets))
+    return Microbatches(step, inputs_of, targets_of, [count_targets(targets)] * microbatches)

@@ -33,6 +33,11 @@ def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
     return all(environment.get(name) for name in VARIABLES)
 
 
+def is_first() -> bool:
+    """Whether this process is the one that tells of a run: the only one, or rank 0 of several."""
+    return not is_rank() or os.environ["RANK"] == "0"
+
+
 class World:
     """All processes of a run, as one of them sees it: `rank` of `size`, with every rank's host and process id.
 

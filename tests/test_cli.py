@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,14 +17,15 @@ from pipelab.cli import COMMANDS, main
 COUNTS = "must be a whole number from 1"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).resolve().parents[2])}
 BUBBLES = {"step", "span", "overhead"}
+BAR = re.compile(r"(\r[^\r\n]*)+\n?")
 TINY = ["train", "--model", "tiny", "--rows", "1", "--data", "arithmetic"]
 
 
 class Answer:
-    """What a command gave: exit status, standard output, standard error."""
+    """What a command gave: exit status, standard output, standard error but for the bar that slow work shows there."""
 
     def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
+        self.status, self.out, self.err = status, out, BAR.sub("", err)
 
     @property
     def json(self):
@@ -50,8 +52,8 @@ def pipelab(capfd):
 
 def in_a_process(*arguments: object, cwd: Path) -> Answer:
     command = [sys.executable, "-m", "pipelab", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, env=ENVIRONMENT)
-    return Answer(done.returncode, done.stdout, done.stderr)
+    done = subprocess.run(command, capture_output=True, timeout=120, cwd=cwd, env=ENVIRONMENT)
+    return Answer(done.returncode, done.stdout.decode(), done.stderr.decode())  # text=True would make \r a line's end
 
 
 def assert_refused(answer: Answer, *words: str, status: int = 2, lines: int = 2) -> None:
@@ -212,7 +214,7 @@ REFUSED_ROWS = {
     "0F٠ 0B0": "is not an action",
     "0SEND_F0": "0SEND_F0 is a message",
     "0F0 0B0+0F1+0B1": "joins 3 actions",
-    "0F0": "0B0",
+    "0F0 0B0 0F1": "0B1",
     "0F0 0I0": "0W0 is missing",
     "0F0 0F0 0B0": "0F0 is doubled",
     "0F0 0B0 0W0": "0B0 is doubled by 0W0",
@@ -333,14 +335,17 @@ def test_a_command_that_is_not_complete_or_not_there_is_named_with_the_remedy(ar
 # ---- train
 
 
-@pytest.mark.parametrize(("name", "chunks"), [*((name, None) for name in pl.SCHEDULES), ("interleaved", 2)])
+LEARNING = [name for name in pl.SCHEDULES if name != "inference"]
+
+
+@pytest.mark.parametrize(("name", "chunks"), [*((name, None) for name in LEARNING), ("interleaved", 2)])
 def test_train_check_gives_exactly_the_fields_of_the_contract_and_no_difference(name, chunks, pipelab):
     more = ["--chunks", chunks] if chunks else []
     shape = ["--schedule", name, "--pp", 3, "--microbatches", 4, "--steps", 2, *more]
     answer = pipelab(*TINY, *shape, "--check", "--json").json
     assert list(answer) == [
         "schedule", "mesh", "transport", "device", "clock", "pids", "losses", "step_seconds", "bubble",
-        "peak_activation_bytes", "max_parameter_difference",
+        "peak_activation_bytes", "max_parameter_difference", *(["versions"] if name == "pipedream" else []),
     ]  # fmt: skip
     assert answer["mesh"] == {"pp": 3, "tp": 1, "dp": 1}
     assert (answer["schedule"], answer["transport"], answer["device"]) == (name, "memory", "cpu")
@@ -353,6 +358,44 @@ def test_train_check_gives_exactly_the_fields_of_the_contract_and_no_difference(
     assert len(answer["peak_activation_bytes"]) == 3 and types_of(answer["peak_activation_bytes"]) == {int}
     # looped-bfs runs the backwards of a stage last to first, so its gradients are equal to rounding only.
     assert answer["max_parameter_difference"] <= (1e-12 if name == "looped-bfs" else 0)
+
+
+def test_training_without_a_flush_tells_the_staleness_and_the_memory_of_the_versions(pipelab):
+    shape = ["--schedule", "pipedream", "--pp", 3, "--microbatches", 4, "--steps", 2]
+    versions = pipelab(*TINY, *shape, "--json").json["versions"]
+    assert versions["staleness"] == [2, 1, 0]
+    assert versions["peak_weight_bytes"] == [
+        held * one for held, one in zip((3, 2, 1), versions["weight_bytes"], strict=True)
+    ]
+    assert len(versions["update_seconds"]) == 3 and min(versions["update_seconds"]) > 0
+    shown = pipelab(*TINY, *shape, "--check").out
+    for words in ("2 1 0 updates at most", "3 2 1 times the weights", "virtual time does not count", "the same delays"):
+        assert words in shown
+
+
+def test_without_a_flush_all_that_train_writes_is_written_and_a_watch_is_refused(pipelab, tmp_path):
+    page, trace = tmp_path / "run.html", tmp_path / "run.json"
+    shape = [*TINY, "--schedule", "pipedream", "--pp", 2, "--microbatches", 2, "--steps", 2]
+    answer = pipelab(*shape, "--html", page, "--trace", trace, "--explain", "--json").json
+    read = pl.Trace.from_json(trace.read_text())
+    assert {str(span.action) for span in read.spans if span.lane == "memory"} == {
+        f"{stage}U{number}" for stage in range(2) for number in range(4)
+    }
+    assert page.exists() and answer["explanation"]["text"].startswith("pipedream in virtual time")
+    assert_refused(pipelab(*shape, "--watch"), "watch", "pipedream", "1f1b")
+
+
+def test_a_schedule_without_a_backward_is_not_for_training(pipelab):
+    refused = pipelab(*TINY, "--schedule", "inference", "--pp", 2, "--microbatches", 4)
+    assert_refused(refused, "--schedule inference", "no backward")
+
+
+def test_simulate_plays_generation_in_rounds_of_groups(pipelab):
+    shape = ["simulate", "inference", "--ranks", 4, "--microbatches", 16]
+    answer = pipelab(*shape, "--groups", 2, "--json").json
+    assert (answer["makespan"], answer["formula"]) == (33, None)
+    assert_refused(pipelab(*shape, "--groups", 3), "multiple of groups", "microbatches=18")
+    assert_refused(pipelab("simulate", "1f1b", "--ranks", 4, "--microbatches", 8, "--groups", 2), "--groups", "1f1b")
 
 
 def test_without_check_there_is_no_difference_to_report(pipelab):
@@ -438,6 +481,16 @@ def test_over_processes_the_figures_have_the_same_fields_and_the_same_losses(pip
     assert there["transport"] == "gloo"
     assert len(set(there["pids"])) == 2 and os.getpid() not in there["pids"]
     assert here["pids"] == [os.getpid()] * 2
+
+
+def test_training_without_a_flush_gives_the_same_over_processes(pipelab):
+    shape = [*TINY, "--schedule", "pipedream", "--pp", 3, "--microbatches", 2, "--steps", 2, "--check", "--json"]
+    here, there = (pipelab(*shape, "--transport", name).json for name in ("memory", "gloo"))
+    for figures in (here, there):
+        del figures["versions"]["update_seconds"]
+    for same in ("losses", "peak_activation_bytes", "versions"):
+        assert here[same] == there[same]
+    assert here["max_parameter_difference"] == there["max_parameter_difference"] == 0
 
 
 def test_a_text_file_of_ones_own_is_trained_on(pipelab, tmp_path):
@@ -581,3 +634,59 @@ def test_a_reader_that_leaves_early_causes_no_traceback():
     )  # fmt: skip
     assert done.stdout == '{"schedule'
     assert "Traceback" not in done.stderr
+
+
+# ---- train: where to cut
+
+
+@pytest.mark.parametrize("policy", ["uniform", "parameters", "time", "memory", "optimal"])
+def test_train_balances_and_tells_the_cut_and_its_prediction(policy, pipelab):
+    shape = ["--pp", 2, "--layers", 6, "--balance", policy, "--check", "--json"]
+    answer = pipelab(*train(*shape)).json
+    assert answer["balance"] == policy and answer["max_parameter_difference"] == 0
+    assert len(answer["at"]) == 1 and answer["predicted_step_seconds"] > 0 and len(answer["predicted_bytes"]) == 2
+    by_hand = pipelab(*train("--pp", 2, "--layers", 6, "--layout", answer["layout"], "--json")).json
+    assert (by_hand["at"], by_hand["layout"], by_hand["balance"]) == (answer["at"], answer["layout"], "layout")
+
+
+def test_train_suggests_a_move_after_a_poor_layout(pipelab):
+    poor = ["--pp", 2, "--layers", 8, "--layout", "Et*7|tH"]
+    move = pipelab(*train(*poor, "--json")).json["suggestion"]
+    assert (move["layer"], move["at"]) == (7, [7]) and move["predicted_change"] < 0
+    said = pipelab(*train(*poor)).out
+    assert "suggestion        move layer 7 from rank 0 to rank 1: predicted -" in said
+    assert "cut               Et*7|tH (by layout)" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--layout", "Et*16|H|"], ["--layout Et*16|H|", "^ stage 2 would be empty"]),
+        (["--layout", "Et*15|H"], ["the model's layers", "Et*16H"]),
+        (["--layout", "Et*16H"], ["1 stages", "the schedule 2"]),
+        (["--layout", "Et*16|H", "--balance", "time"], ["--balance and --layout", "leave out one"]),
+        (["--balance", "best"], ["--balance", "optimal"]),
+        (["--balance", "optimal", "--memory-cap", "0.001"], ["rank", "MiB of 0.00", "allow more"]),
+        (["--balance", "uniform", "--memory-cap", "0"], ["--memory-cap", "positive"]),
+        (["--memory-cap", "5"], ["--memory-cap", "--balance"]),
+    ],
+)
+def test_a_cut_that_cannot_be_is_refused_before_training(more, words, pipelab):
+    assert_refused(pipelab(*train("--pp", 2, *more)), *words)
+
+
+def test_the_caret_stands_under_the_mistake(pipelab):
+    first, second = pipelab(*train("--layout", "Et*2|(tt")).err.splitlines()
+    assert first[second.index("^")] == "(" and second.endswith("add a )")
+
+
+def test_processes_that_torchrun_started_do_not_each_measure_a_cut_of_their_own(pipelab, monkeypatch):
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert_refused(pipelab(*train("--pp", 2, "--balance", "time")), "--balance time measures", "--layout")

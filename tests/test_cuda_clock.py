@@ -113,6 +113,15 @@ def test_the_wall_clock_of_a_gpu_gives_the_spans_of_the_gpu_not_of_the_launches(
     assert curve == [(pytest.approx(1.5, abs=1e-9), 64)]
 
 
+def test_an_update_on_a_gpu_lasts_as_long_as_the_gpu_says_and_the_host_does_not_wait(device):
+    clock = CudaWallClock(Stamps(size=4, make=device.event))
+    clock.restart(origin=4.0)
+    told, start, end = clock.aside(lambda: device.work(0.25) or "updated")
+    assert told == "updated" and device.host == 5.0
+    (span,), _ = clock.settle([Span(0, "memory", pl.Action.parse("0U0"), start, end)], [])
+    assert (span.start, span.end) == (pytest.approx(1.0, abs=1e-9), pytest.approx(1.25, abs=1e-9))
+
+
 def test_a_turn_lasts_from_event_to_event(device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: device.run())
     turn = CudaTurn(torch.device("cuda"), make=device.event)

@@ -135,7 +135,7 @@ def test_blocks_fit_for_any_number_of_ranks(name):
 def test_chunks_are_one_two_or_any_and_others_are_refused():
     assert {name: chunks_of(name) for name in SCHEDULES if chunks_of(name) != 1} == {
         **dict.fromkeys(V_SHAPED, 2),
-        **dict.fromkeys(["interleaved", "looped-bfs", "interleaved-zb"], "any"),
+        **dict.fromkeys(["interleaved", "looped-bfs", "interleaved-zb", "zb-auto"], "any"),
     }
     for name in V_SHAPED:
         assert build(name, 3, 4) == build(name, 3, 4, chunks=2)

@@ -10,7 +10,7 @@ from pipelab.formulas import CLOSED_FORMS, PEAKS, QUANTITIES, formula
 from pipelab.schedules import build
 from pipelab.simulate import simulate
 
-EVERYWHERE = ["naive", "gpipe", "1f1b", "zb-h1"]
+EVERYWHERE = ["naive", "gpipe", "1f1b", "zb-h1", "pipedream", "inference"]
 V_SHAPED = ["zb-v", "v-half", "v-min", "1f1b-v", "dualpipe-v"]
 TIMES = [quantity for quantity in QUANTITIES if quantity not in PEAKS]
 

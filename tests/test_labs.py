@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,7 +97,7 @@ def test_lab_01_holds_with_other_parameters(tmp_path, parameters):
     assert result.ok, result.error
 
 
-@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06", "11"])
+@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06", "11", "12"])
 def test_the_other_labs_hold_with_two_ranks_and_an_odd_number_of_micro_batches(tmp_path, number):
     lab = find_labs(number)[0]
     result = run_lab(lab, tmp_path / lab.name, {"ranks": 2, "microbatches": 5, "model": "tiny", "steps": 1})
@@ -113,6 +114,27 @@ def test_lab_07_holds_with_two_ranks_and_an_odd_number_of_micro_batches(tmp_path
 def test_lab_10_holds_with_other_parameters(tmp_path, parameters):
     lab = find_labs("10")[0]
     result = run_lab(lab, tmp_path / lab.name, parameters)
+    assert result.ok, result.error
+
+
+@pytest.mark.parametrize(("ranks", "microbatches"), [(2, 5), (5, 3)])
+def test_lab_00_holds_with_other_parameters(tmp_path, ranks, microbatches):
+    lab = find_labs("00")[0]
+    result = run_lab(lab, tmp_path / lab.name, {"ranks": ranks, "microbatches": microbatches})
+    assert result.ok, result.error
+    assert '"widgets"' not in (tmp_path / lab.name).read_text(encoding="utf-8")
+
+
+def test_lab_13_holds_with_two_ranks_and_a_small_vocabulary(tmp_path):
+    lab = find_labs("13")[0]
+    parameters = {"ranks": 2, "microbatches": 5, "steps": 1, "vocabulary": 300, "layers": 6}
+    result = run_lab(lab, tmp_path / lab.name, parameters)
+    assert result.ok, result.error
+
+
+def test_lab_14_holds_with_two_ranks_and_few_rows(tmp_path):
+    lab = find_labs("14")[0]
+    result = run_lab(lab, tmp_path / lab.name, {"ranks": 2, "rows": 12, "steps": 1, "layers": 4})
     assert result.ok, result.error
 
 
@@ -169,6 +191,13 @@ def said(number, cells, **known):
             exec(sources[cell], scope)
             scope.update(known)
     return printed.getvalue()
+
+
+@pytest.mark.parametrize(("name", "reached"), [("1f1b", False), ("zb-h1", True), ("zb-h2", False)])
+def test_exercise_00_begins_unsolved_and_can_be_solved(name, reached):
+    rows = pl.build(name, 3, 4).to_text()
+    assert said("00", ["imports", "my-rows", "my-check"], my_rows=rows).endswith("\ntarget: reached\n") == reached
+    assert "target: not yet" in said("00", ["imports", "my-rows", "my-check"])
 
 
 EXERCISE_02 = ["imports", "ragged-word", "my-rounds", "my-check"]
@@ -255,6 +284,39 @@ def test_exercise_05_begins_unsolved_and_can_be_solved(warmup, reached):
     assert said("05", ["imports", "my-warmup", "my-check"], my_warmup=warmup).count("reached") == reached
 
 
+@pytest.mark.parametrize("parameters", [{"ranks": 2, "microbatches": 5, "steps": 1}, {"ranks": 6, "microbatches": 2}])
+def test_lab_08_holds_with_other_parameters(tmp_path, parameters):
+    lab = find_labs("08")[0]
+    result = run_lab(lab, tmp_path / lab.name, {"steps": 2, **parameters})
+    assert result.ok, result.error
+
+
+@pytest.mark.parametrize("parameters", [{"ranks": 2, "tokens": 2}, {"ranks": 5}])
+def test_lab_09_holds_with_other_parameters(tmp_path, parameters):
+    lab = find_labs("09")[0]
+    result = run_lab(lab, tmp_path / lab.name, {"model": "tiny", **parameters})
+    assert result.ok, result.error
+
+
+@pytest.mark.parametrize(
+    ("rule", "reached"),
+    [
+        (lambda n, stage, ranks: n, 0),
+        (lambda n, stage, ranks: n - (ranks - 1 - stage), 1),
+        (lambda n, stage, ranks: max(0, n - (ranks - 1 - stage)), 2),
+    ],
+)
+def test_exercise_08_begins_unsolved_and_can_be_solved(rule, reached):
+    lateness = tuple(tuple(min(n, 3 - stage) for n in range(12)) for stage in range(4))
+    run = SimpleNamespace(versions=SimpleNamespace(staleness=lateness))
+    assert said("08", ["my-rule", "my-check"], my_version=rule, run=run).count("reached") == reached
+
+
+@pytest.mark.parametrize(("groups", "reached"), [(1, 0), (8, 0), (9, 2), (10, 1)])
+def test_exercise_09_begins_unsolved_and_can_be_solved(groups, reached):
+    assert said("09", ["my-groups", "my-check"], my_groups=groups).count("reached") == reached
+
+
 @pytest.mark.parametrize(
     ("first", "reached"),
     [(["receive"] * 3, 0), (["send"] * 3, 0), (["receive", "send", "receive"], 1)],
@@ -269,3 +331,33 @@ def test_exercise_10_begins_unsolved_and_can_be_solved(first, reached):
 @pytest.mark.parametrize(("places", "reached"), [([3, 6], 1), ([2, 6], 2), ([1, 4], 0), ([2, 5], 1)])
 def test_exercise_11_begins_unsolved_and_can_be_solved(places, reached):
     assert said("11", ["my-places", "my-check"], my_places=places).count("reached") == reached
+
+
+@pytest.mark.parametrize(
+    ("pp", "dp", "targets"),
+    [(6, 1, []), (6, 2, [1]), (3, 4, [2]), (4, 3, [1, 2])],
+    ids=["given", "deep", "flat", "good"],
+)
+def test_exercise_12_begins_unsolved_and_can_be_solved(pp, dp, targets):
+    lines = said("12", ["my-mesh", "my-check"], my_pp=pp, my_dp=dp).splitlines()
+    assert [number for number in (1, 2) if lines[number - 1].endswith(": reached")] == targets
+
+
+@pytest.mark.parametrize(
+    ("layout", "reached"),
+    [("Et*2|t*3|tt|tH", []), ("Ett|t*3|t*3|H", [1]), ("Ett|tt|t*4|H", [1, 2]), ("Et*8|H", []), ("oops", [])],
+)
+def test_exercise_13_begins_unsolved_and_can_be_solved(layout, reached):
+    lines = said("13", ["imports", "my-layout", "my-check"], my_layout=layout).splitlines()
+    assert [n for n in (1, 2) if any(f"target {n}" in line and line.endswith(": reached") for line in lines)] == reached
+    assert said("13", ["imports", "my-layout", "my-check"]).count(": reached") == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reached"), [(240, 240, []), (24, 24, [1]), (24, 48, [1, 2]), (20, 60, []), (0, 7, [])]
+)
+def test_exercise_14_begins_unsolved_and_can_be_solved(first, second, reached):
+    cells = ["imports", "my-choice", "my-check"]
+    lines = said("14", cells, my_first=first, my_second=second).splitlines()
+    assert [n for n in (1, 2) if any(f"target {n}" in line and line.endswith(": reached") for line in lines)] == reached
+    assert said("14", cells).count(": reached") == 0

@@ -18,6 +18,7 @@ import pipelab as pl
 import pipelab.launcher
 from pipelab.failure import RunError
 from pipelab.launcher import _living_server, launch, post, recorder
+from pipelab.launcher.server import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -392,6 +393,30 @@ def test_when_the_server_is_killed_the_ranks_end_and_the_next_launch_has_another
         launch(wait, ranks=2, on_post=kill_server)
     assert all(gone(pid) for pid in heard)
     assert launch(lambda: 1, ranks=2) == [1, 1]
+
+
+def test_a_server_whose_caller_is_stopped_in_the_middle_of_an_import_ends_at_once_and_in_silence(
+    monkeypatch, tmp_path, capfd
+):
+    (tmp_path / "takes_long.py").write_text(f"open({str(tmp_path / 'begun')!r}, 'w')\nimport time\ntime.sleep(60)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    server = Server()
+
+    begun = threading.Thread(target=interrupt_when, args=(tmp_path / "begun",))
+    begun.start()
+    with pytest.raises(KeyboardInterrupt):
+        server.load(["takes_long"])
+    begun.join()
+    server.close()  # raises if it takes long
+    assert not server.alive
+    assert capfd.readouterr().err == ""
+
+
+def interrupt_when(there: Path) -> None:
+    """Press the stop button as soon as this file is there."""
+    while not there.exists():
+        time.sleep(0.05)
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
 
 def test_a_server_that_cannot_start_is_told_with_the_remedy(monkeypatch, tmp_path, capfd):

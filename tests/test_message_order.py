@@ -27,6 +27,15 @@ def test_no_published_schedule_locks_up_while_messages_overlap(name, rule):
         check_messages(lowered, rule, ahead=0)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_tokens_that_go_round_do_not_lock_up_and_have_a_channel_of_their_own(rule):
+    for ranks, groups, rounds in [(1, 2, 3), (2, 1, 3), (2, 2, 2), (4, 2, 3), (3, 5, 2)]:
+        lowered = pl.lower(pl.build("inference", ranks, groups * rounds, groups=groups))
+        for ahead in (0, 1, 2):
+            check_messages(lowered, rule, ahead=ahead)
+        assert (f"tokens from rank {ranks - 1} to rank 0" in map(str, channels(lowered))) == (ranks > 1)
+
+
 @pytest.mark.parametrize("name", ["naive", "gpipe", "1f1b", "zb-h1", "zb-h2", "zb-v", "dualpipe-v"])
 def test_schedules_of_one_message_at_a_time_stand_blocking_sends_with_receives_posted_ahead(name):
     for ranks, microbatches in SHAPES:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 import pipelab as pl
 from pipelab.failure import RunError
-from pipelab.launcher import launch
+from pipelab.launcher import launch, recorder
 from pipelab.models import GPT, GPTConfig
-from pipelab.reference import train_uncut
+from pipelab.reference import train_delayed, train_uncut
 from pipelab.schedules import chunks_of
 from pipelab.training import train
 
@@ -70,12 +70,13 @@ def train_all(runs):
 @pytest.mark.parametrize("ranks", [2, 3, 4])
 def test_every_schedule_trains_over_processes_as_it_does_in_one(ranks):
     # Nine rows in five micro-batches are uneven; float64 and one thread make bit-equality a fair demand.
-    schedules = [schedule_of(name, ranks, 5) for name in pl.SCHEDULES]
+    schedules = [schedule_of(name, ranks, 5) for name in pl.SCHEDULES if name != "inference"]
     found = as_processes(train_all, [(gpt(), [batch()], schedule, {"seed": 7}) for schedule in schedules], ranks=ranks)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    uncut = gpt()
+    uncut, delayed = gpt(), gpt()
     train_uncut(uncut, [batch()], 5, seed=7)
+    train_delayed(delayed, [batch()], 5, ranks, seed=7)
     torch.set_num_threads(before)
     for schedule, (losses, parameters, peaks, pids, trace) in zip(schedules, found, strict=True):
         here = gpt()
@@ -85,7 +86,8 @@ def test_every_schedule_trains_over_processes_as_it_does_in_one(ranks):
         assert len(set(pids)) == ranks
         assert trace.peak_in_flight == run.trace.peak_in_flight
         assert sorted(map(str, (s.action for s in trace.spans))) == sorted(str(s.action) for s in run.trace.spans)
-        for (name, ours), theirs in zip(here.named_parameters(), uncut.parameters(), strict=True):
+        plain = uncut if schedule.flush else delayed
+        for (name, ours), theirs in zip(here.named_parameters(), plain.parameters(), strict=True):
             assert torch.equal(parameters[name], ours), (schedule.name, name)
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
@@ -123,6 +125,42 @@ def test_train_starts_the_processes_and_brings_the_model_and_the_progress_home()
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), here.parameters(), strict=True))
     assert (run.clock, len(run.traces), len(set(run.pids))) == ("virtual", 2, 3)
     assert os.getpid() not in run.pids
+
+
+def test_training_without_a_flush_brings_versions_and_progress_home():
+    model, here, told = gpt(), gpt(), []
+    batches, schedule = [batch(seed=seed) for seed in range(3)], schedule_of("pipedream", 3, 4)
+    run = train(model, batches, schedule, transport="gloo", on_step=lambda *step: told.append(step))
+    expected = train(here, batches, schedule)
+    assert run.losses == expected.losses and told == list(enumerate(run.losses))
+    for same in ("staleness", "peaks", "weights"):
+        assert getattr(run.versions, same) == getattr(expected.versions, same)
+    assert min(run.versions.update_seconds) > 0 and len(run.versions.update_seconds) == 3
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), here.parameters(), strict=True))
+    assert (len(run.traces), run.trace.ranks, len(set(run.pids))) == (1, 3, 3)
+
+
+def told_on_every_rank(batches, schedule):
+    told = []
+    run = train(gpt(), batches, schedule, transport="gloo", clock="wall", on_step=lambda *step: told.append(step))
+    return told, run.losses, float(run.trace.makespan)
+
+
+def test_without_a_flush_every_rank_hears_each_step_once_and_the_clocks_set_out_together():
+    arguments = [batch(), batch()], schedule_of("pipedream", 2, 3)
+    for told, losses, makespan in launch(told_on_every_rank, *arguments, ranks=2, timeout=60):
+        assert told == list(enumerate(losses)) and len(losses) == 2
+        assert makespan < 60  # an origin that was never set would be the host's up-time
+
+
+def notes_of_a_step():
+    train(gpt(), [batch()], schedule_of("1f1b", 2, 2), transport="gloo")
+    return [note for note in recorder().notes() if note.action == "the end of the step"]
+
+
+def test_ranks_at_the_end_of_a_step_are_at_a_meeting_and_no_circle():
+    for rank, notes in enumerate(launch(notes_of_a_step, ranks=2, timeout=60)):
+        assert notes and {(note.awaited, note.peers) for note in notes} == {("the end of the step", (1 - rank,))}
 
 
 def test_buffers_that_training_changes_come_home_too():
@@ -172,7 +210,7 @@ def test_waits_and_starts_follow_from_arrivals_in_every_process():
 
 
 def test_on_the_wall_clock_ranks_share_an_origin_and_the_label_tells_of_shared_cores(monkeypatch):
-    from pipelab import training
+    from pipelab import ranks
 
     run = train(gpt(), [batch()] * 2, pl.build("1f1b", 2, 4), transport="gloo", clock="wall")
     started = {span.action: span.start for row in run.trace.compute for span in row}
@@ -180,7 +218,7 @@ def test_on_the_wall_clock_ranks_share_an_origin_and_the_label_tells_of_shared_c
     for microbatch in range(4):
         assert started[pl.Action(1, "F", microbatch)] >= ended[pl.Action(0, "F", microbatch)] - 1e-4
     assert all(0 <= start < 60 for start in started.values())
-    monkeypatch.setattr(training, "_cores", lambda: 1)
+    monkeypatch.setattr(ranks, "_cores", lambda: 1)
     run = train(gpt(), [batch()], pl.build("1f1b", 2, 4), clock="wall")
     assert run.clock_label == "wall time, time-shared: 2 ranks on 1 cores"
 

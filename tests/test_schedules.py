@@ -196,8 +196,9 @@ def test_any_rows_survive_text_and_csv(rows):
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 6), st.integers(1, 9), st.integers(1, 3))
 def test_named_schedules_survive_text_and_csv(name, P, M, V):
     schedule = build(name, P, M, V if "chunks" in options_of(name) else None)
-    assert Schedule.from_text(schedule.to_text(), name) == schedule
-    assert Schedule.from_csv(schedule.to_csv(), name) == schedule
+    flushed = replace(schedule, flush=True)  # rows say the order of the work, not when the weights change
+    assert Schedule.from_text(schedule.to_text(), name) == flushed
+    assert Schedule.from_csv(schedule.to_csv(), name) == flushed
 
 
 def test_text_may_hold_comments_and_blank_lines_and_csv_idle_slots():
@@ -233,6 +234,7 @@ def test_a_stage_belongs_to_the_rank_with_most_of_its_actions_on_a_tie_to_the_lo
         ("0F0\n1F0 1F", "rank 1, position 1: '1F' is not an action"),
         ("0F-1", "rank 0, position 0: '0F-1' is not an action"),
         ("0F0 0SEND_F0", "rank 0, position 1: 0SEND_F0 is a message; a schedule holds F, B, I and W only"),
+        ("0F0 0B0 0U0", "rank 0, position 2: 0U0 is an update; a schedule holds F, B, I and W only"),
         ("0F0+1F0+2F0", "rank 0, position 0: '0F0.1F0.2F0' joins 3 actions; a pair joins two"),
         ("0F0+", "rank 0, position 0: '' is not an action"),
         ("٣F٣", "rank 0, position 0: .* is not an action"),  # digits, but not ASCII
@@ -293,10 +295,12 @@ def test_a_word_that_is_none_is_refused_with_its_place(placement, word, sentence
 
 def test_a_generator_of_ones_own_is_judged_like_any_other(monkeypatch):
     def forgetful(ranks: int, microbatches: int) -> Schedule:
-        """Forgets the backwards."""
-        return Schedule.from_words(
-            "forgetful", Placement.loop(ranks), microbatches, lambda rank: [(rank, "F")] * microbatches
-        )
+        """Forgets the backwards of rank 0."""
+
+        def word(rank):
+            return [(rank, "F")] * microbatches + [(rank, "B")] * (microbatches if rank else 0)
+
+        return Schedule.from_words("forgetful", Placement.loop(ranks), microbatches, word)
 
     monkeypatch.setitem(GENERATORS, "forgetful", forgetful)
     for judge in (validate, lambda schedule: simulate(schedule, Costs.uniform())):

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from test_validate import legal_schedules
 
 import pipelab as pl
-from pipelab.search.placed import bound_on
+from pipelab.search.bound import bound
+from pipelab.search.problem import Problem
 
 REPRODUCIBLE = settings(deadline=None, derandomize=True, max_examples=150)
 NAMES = ["naive", "gpipe", "1f1b", "zb-h1", "zb-h2", "zb-v", "v-half", "v-min", "1f1b-v", "interleaved", "dualpipe-v"]
@@ -38,10 +39,13 @@ def test_zb_v_is_as_short_as_any_order_on_its_placement():
     assert makespan.value == makespan.bound and span.value == span.bound
 
 
-def test_memory_makes_the_weaker_bound_longer():
-    vee = pl.Placement.vee(4)
-    bounds = [bound_on(vee, 8, pl.Costs.uniform(), [limit] * 4, "step") for limit in (1, 2, 4)]
-    assert bounds == [40, 25.5, 25.5]
+def test_less_memory_makes_the_bound_longer_on_any_placement():
+    def least(placement, limit):
+        problem = Problem.of(placement, 8, memory_limit=limit, objective="step")
+        return problem.in_units(bound(problem))
+
+    assert [least(pl.Placement.vee(4), limit) for limit in (1, 2, 4)] == [41.5, 27.5, 25.5]
+    assert [least(pl.Placement(3, (1, 0, 0, 1)), limit) for limit in (1, 2)] == [25.5, 24.5], "rank 2 has none"
 
 
 def test_a_schedule_beats_reaches_or_misses_another():

@@ -221,7 +221,7 @@ def test_environment_yml_names_the_packages_and_bounds_of_pyproject():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     *packages, pip, by_pip = conda["dependencies"]
     ours = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
-    assert [line.replace("pytorch-cpu", "torch") for line in packages] == [
+    assert [line.replace("pytorch-cpu", "torch").replace("playwright-python", "playwright") for line in packages] == [
         "python" + PROJECT["requires-python"],
         *ours,
     ]

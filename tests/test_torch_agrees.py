@@ -114,7 +114,7 @@ def test_the_family_is_torchs_both_ways_pairs_included(name, torch_name, chunks,
     assert refused == refusals
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "inference"])  # torch wants a backward
 def test_torch_reads_our_csv_and_finds_it_complete(name):
     torch_action = private(SCHEDULES_PY, "_Action")
     torch_validate = private(SCHEDULES_PY, "_validate_schedule")

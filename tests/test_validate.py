@@ -28,10 +28,11 @@ def is_legal(schedule):
     """Complete, in place, and able to run to the end: by trying every rank again and again."""
     rows, owner, last = schedule.rows, schedule.placement.rank_of, schedule.stages - 1
     work = [(rank, action) for rank, row in enumerate(rows) for element in row for action in flat(element)]
+    wanted = [["F"]] if all(action.kind == "F" for _, action in work) else [["B", "F"], ["F", "I", "W"]]
     for stage in range(schedule.stages):
         for microbatch in range(schedule.microbatches):
             kinds = sorted(a.kind for _, a in work if (a.stage, a.microbatch) == (stage, microbatch))
-            if kinds not in (["B", "F"], ["F", "I", "W"]):
+            if kinds not in wanted:
                 return False
     if any(owner[action.stage : action.stage + 1] != (rank,) for rank, action in work):
         return False

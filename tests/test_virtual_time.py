@@ -161,6 +161,15 @@ def test_work_on_another_thread_takes_no_virtual_time_and_sleeping_takes_none_ei
     assert ours.now == 0.0
 
 
+def test_aside_virtual_time_stands_still_and_wall_time_goes_on():
+    turn = SimpleNamespace(measure=lambda work: (work(), 2.5))
+    virtual, wall = VirtualClock(turn), WallClock()
+    virtual.wait_until(1.0)
+    assert virtual.aside(lambda: "updated") == ("updated", 1.0, 3.5) and virtual.now == 1.0
+    _, start, end = wall.aside(lambda: time.sleep(0.01))
+    assert start < end <= wall.now
+
+
 def test_where_processor_time_is_coarse_the_seconds_that_passed_are_taken(monkeypatch):
     passed = itertools.count()
     coarse = SimpleNamespace(

@@ -2,7 +2,7 @@
 
 The seconds are processor time of the process, all ranks together, so that other programs do not disturb them much.
 The activation meter works in the first step of a shape alone, which is not among these; its row tells what it would
-cost in every step.
+cost in every step. The last row is the live feed with a listener; its threads are among what is counted.
 """
 
 import time
@@ -18,15 +18,17 @@ SCHEDULES = ("1f1b", "zb-h1")
 def compare_recording(steps: int = 20, model: str = "small", device: str = "cpu") -> Iterator[dict[str, Any]]:
     """One row a schedule and recorder: the median of a recorded step's time over that of an unrecorded one."""
     for name in SCHEDULES:
-        for what, switch in (("spans", _spans), ("meter", _meter)):
+        for what, switch in SWITCHES.items():
             yield {"schedule": name, "what": what, "on_over_off": _ratio(name, switch, steps, model, device)}
 
 
-def _ratio(name: str, switch: Callable[[Any, bool], None], steps: int, preset: str, device: str) -> float:
+def _ratio(name: str, switch: Callable[[Any, Any, bool], None], steps: int, preset: str, device: str) -> float:
     import torch
 
     from pipelab.costs import Link
     from pipelab.data import Batches, load_text
+    from pipelab.feed import Feed
+    from pipelab.live import Live
     from pipelab.loss import cross_entropy
     from pipelab.lower import lower
     from pipelab.mesh import Mesh
@@ -42,15 +44,15 @@ def _ratio(name: str, switch: Callable[[Any, bool], None], steps: int, preset: s
     job = Job(
         model=model, program=lower(build(name, RANKS, MICROBATCHES)), mesh=Mesh(pp=RANKS), loss=cross_entropy,
         optimizer=adamw, seed=0, device=torch.device(device), transport="memory", clock="virtual", link=Link(),
-        blocking=False, at=None, timeout=120,
+        blocking=False, at=None, timeout=120, fed=True,
     )  # fmt: skip
-    with VirtualRanks(job) as ranks:
+    with Feed(Live()) as feed, VirtualRanks(job, feed.put) as ranks:
+        ranks.reporter, reporter = None, ranks.reporter
         batch = ranks.split(0, next(iter(batches)))
         ranks.warm_up(batch)
 
         def seconds(on: bool) -> float:
-            for worker in ranks.workers:
-                switch(worker, on)
+            switch(ranks, reporter, on)
             begin = time.process_time()
             ranks.step(batch)
             return time.process_time() - begin
@@ -61,16 +63,26 @@ def _ratio(name: str, switch: Callable[[Any, bool], None], steps: int, preset: s
                          for step, (first, second) in enumerate(pairs)]))  # fmt: skip
 
 
-def _spans(worker: Any, on: bool) -> None:
+def _spans(ranks: Any, _: Any, on: bool) -> None:
     from pipelab.flight_recorder import FlightRecorder
 
-    worker.recording = on
-    worker.recorder = FlightRecorder() if on else _Silent()
+    for worker in ranks.workers:
+        worker.recording = on
+        worker.recorder = FlightRecorder() if on else _Silent()
 
 
-def _meter(worker: Any, on: bool) -> None:
-    known = worker.__dict__.setdefault("_counted", dict(worker._bytes))
-    worker._bytes = {} if on else dict(known)
+def _meter(ranks: Any, _: Any, on: bool) -> None:
+    for worker in ranks.workers:
+        known = worker.__dict__.setdefault("_counted", dict(worker._bytes))
+        worker._bytes = {} if on else dict(known)
+
+
+def _feed(ranks: Any, reporter: Any, on: bool) -> None:
+    ranks.reporter = reporter if on else None
+
+
+SWITCHES = {"spans": _spans, "meter": _meter, "feed": _feed}
+"""What is recorded, and how it is turned on and off."""
 
 
 class _Silent:

@@ -79,9 +79,9 @@ def _splits(options: argparse.Namespace) -> list[dict[str, Any]]:
 def _recorders(options: argparse.Namespace) -> list[dict[str, Any]]:
     from tqdm import tqdm
 
-    from pipelab.bench.recorder import SCHEDULES, compare_recording
+    from pipelab.bench.recorder import SCHEDULES, SWITCHES, compare_recording
 
-    return list(tqdm(compare_recording(), total=2 * len(SCHEDULES), unit="row", file=sys.stderr, delay=2))
+    return list(tqdm(compare_recording(), total=len(SWITCHES) * len(SCHEDULES), unit="row", file=sys.stderr, delay=2))
 
 
 def _print_runtimes(rows: list[dict[str, Any]]) -> None:

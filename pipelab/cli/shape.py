@@ -9,7 +9,7 @@ from pipelab.costs import Costs
 from pipelab.schedule import Schedule
 from pipelab.schedules import SCHEDULES, build, options_of
 
-SPECIAL = ("memory_limit", "weight_memory", "objective", "backward_order")
+SPECIAL = ("memory_limit", "weight_memory", "objective", "backward_order", "groups")
 SHAPE = ("schedule", "ranks", "pp", "microbatches", "chunks", *SPECIAL)
 
 
@@ -29,6 +29,7 @@ def add_special(command: argparse.ArgumentParser) -> None:
     command.add_argument("--weight-memory", type=duration, metavar="SHARE", help="zb-auto: held from I to W (1)")
     command.add_argument("--objective", choices=["span", "step"], help="zb-auto: what shall be short (span)")
     command.add_argument("--backward-order", choices=["fifo", "lifo"], help="gpipe: of the backwards (fifo)")
+    command.add_argument("--groups", type=count, metavar="G", help="inference: generate, G groups taking turns")
 
 
 def special(options: argparse.Namespace, name: str, costs: Costs) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> None:
     with elapsed("simulating"):
         schedule = asked_schedule(options, costs)
         trace = simulate(schedule, costs)
-    closed_form = None if options.file else _formula(options, schedule)
+    closed_form = None if options.file or schedule.groups else _formula(options, schedule)
     with elapsed("explaining"):
         explanation = explain(trace) if options.explain else None
     if options.json:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelab.cli.cut import Cut, add_cut, find_cut
 from pipelab.cli.parser import (
     CommandError,
     add_explain,
@@ -29,6 +30,7 @@ from pipelab.validate import validate
 
 if TYPE_CHECKING:
     from pipelab.run import Run
+    from pipelab.weight_versions import Versions
 
 EXAMPLE = "pipelab train --schedule 1f1b --pp 4 --microbatches 8 --steps 5 --model tiny --check"
 ROWS = {"tiny": 4, "small": 2, "gpt2": 1}
@@ -65,8 +67,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--clock", choices=["virtual", "wall"], help="virtual, for nccl wall, unless said otherwise")
     command.add_argument("--latency", type=duration, default=0, metavar="SECONDS", help="modelled, of each message (0)")
     command.add_argument("--bandwidth", type=duration, metavar="BYTES/S", help="modelled, of each link (unlimited)")
+    add_cut(command)
     command.add_argument("--check", action="store_true", help="in float64, compare with the uncut model")
     command.add_argument("--watch", action="store_true", help="note norms, and name the first value that is not finite")
+    command.add_argument("--live", action="store_true", help="show the timeline while it grows, on standard error")
     add_explain(command)
     command.add_argument("--html", type=writable, metavar="FILE", help="write a page with timeline and memory")
     command.add_argument("--trace", type=writable, metavar="FILE", help="write the trace as JSON")
@@ -76,20 +80,23 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train, print what was measured, and give 1 when --check found a difference."""
     schedule = _asked_schedule(options)
+    if schedule.forward_only:
+        option = "--schedule" if options.file is None else "--file"
+        raise CommandError(f"{option} {options.schedule or options.file} has no backward, so nothing is learned")
     _refuse_what_is_not_there(options)
-    run_, difference = _train(options, schedule)
+    run_, difference, cut = _train(options, schedule)
     if not run_.first:
         return 0  # of several processes one tells what all have measured
     if options.trace:
         options.trace.write_text(run_.trace.to_json())
     if options.html:
-        _write_html(options, run_, difference)
+        _write_html(options, _summary(run_, difference, cut), run_)
     explanation = explain(run_.trace, against=run_.replay()) if options.explain else None
     if options.json:
         more = {"explanation": explanation.as_dict()} if explanation else {}
-        print_json(_figures(options, run_, difference) | more)
+        print_json(_figures(options, run_, difference) | (cut.figures(run_) if cut else {}) | more)
     else:
-        _print_figures(run_, difference)
+        _print_figures(_summary(run_, difference, cut), run_)
         print_explanation(explanation)
     if difference is not None and not difference <= TOLERANCE:
         print(f"pipelab train: --check: parameters differ from the uncut model by {difference:g}", file=sys.stderr)
@@ -129,14 +136,15 @@ def _refuse_what_is_not_there(options: argparse.Namespace) -> None:
         raise CommandError("--bandwidth must be positive: got 0; leave it out for an unlimited one")
 
 
-def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", float | None]:
-    """The run, and with --check its largest difference from the uncut model."""
+def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", float | None, Cut | None]:
+    """The run, with --check its largest difference from the uncut model, and the cut that was asked for."""
     import torch
     from tqdm import tqdm
 
     from pipelab.costs import Link
     from pipelab.data import Batches, load_text
     from pipelab.models import build_model
+    from pipelab.show.live_text import LiveText
     from pipelab.training import train
     from pipelab.world import is_rank
 
@@ -152,8 +160,12 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
         seed=options.seed,
         steps=options.steps,
     )
+    link = Link(float(options.latency), float(options.bandwidth or "inf"))
+    cut = find_cut(options, model, tuple(tensor[: batches.rows] for tensor in batches[0]), schedule, link)
     quiet = is_rank() and os.environ["RANK"] != "0"
-    with tqdm(total=options.steps, unit="step", desc=schedule.name, file=sys.stderr, delay=2, disable=quiet) as bar:
+    with tqdm(
+        total=options.steps, unit="step", desc=schedule.name, file=sys.stderr, delay=2, disable=quiet or options.live
+    ) as bar:
 
         def on_step(step: int, loss: float) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -169,22 +181,27 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
             transport=options.transport,
             clock=options.clock,
             comm=options.comm,
-            link=Link(float(options.latency), float(options.bandwidth or "inf")),
+            link=link,
+            at=None if cut is None else list(cut.predicted.at),
             on_step=on_step,
+            feed=LiveText(sys.stderr) if options.live else None,
             watch=options.watch,
         )
     compare = uncut is not None and result.first
-    return result, _difference(options, result, uncut, batches) if compare else None
+    return result, _difference(options, result, uncut, batches) if compare else None, cut
 
 
 def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches: Any) -> float:
     import torch
 
-    from pipelab.reference import train_uncut
+    from pipelab.reference import train_delayed, train_uncut
 
     uncut.to(options.device)
     here = [tuple(tensor.to(options.device) for tensor in batch) for batch in batches]
-    train_uncut(uncut, here, options.microbatches, seed=options.seed)
+    if result.schedule.flush:
+        train_uncut(uncut, here, options.microbatches, seed=options.seed)
+    else:
+        train_delayed(uncut, here, options.microbatches, result.schedule.stages, seed=options.seed)
     ours = result.parameters()
     apart = [(ours[name].cpu() - theirs.detach().cpu()).abs().max() for name, theirs in uncut.named_parameters()]
     return float(torch.stack(apart).max())  # NaN if any of them is, as Python's max() is not
@@ -193,6 +210,7 @@ def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches:
 def _figures(options: argparse.Namespace, result: "Run", difference: float | None) -> dict[str, Any]:
     mesh = result.mesh
     watched = {"norms": {"activations": _norms(result, "F"), "gradients": _norms(result, "I")}} if options.watch else {}
+    versions = {} if result.versions is None else {"versions": _version_figures(result.versions)}
     return {
         "schedule": result.schedule.name,
         "mesh": {"pp": mesh.pp, "tp": mesh.tp, "dp": mesh.dp},
@@ -206,10 +224,21 @@ def _figures(options: argparse.Namespace, result: "Run", difference: float | Non
         "peak_activation_bytes": result.memory.peaks,
         "max_parameter_difference": difference,
         **watched,
+        **versions,
     }
 
 
-def _summary(result: "Run", difference: float | None) -> list[tuple[str, str]]:
+def _version_figures(versions: "Versions") -> dict[str, Any]:
+    """For each stage the most updates that came between a forward and its own; bytes and seconds for each rank."""
+    return {
+        "staleness": [max(of_stage) for of_stage in versions.staleness],
+        "peak_weight_bytes": versions.peaks,
+        "weight_bytes": versions.weights,
+        "update_seconds": versions.update_seconds,
+    }
+
+
+def _summary(result: "Run", difference: float | None, cut: Cut | None) -> list[tuple[str, str]]:
     """What a person wants to read, as (what, figure) with the unit and the clock."""
     from pipelab.units import percent
 
@@ -226,8 +255,12 @@ def _summary(result: "Run", difference: float | None) -> list[tuple[str, str]]:
     for kind, what in (("F", "activations"), ("I", "gradients")):
         if norms := _norms(result, kind):
             rows.append((f"norm, {what}", f"{' '.join(f'{norm:.3g}' for norm in norms)} by stage, last step"))
+    if result.versions is not None:
+        rows += _version_rows(result, result.versions)
+    rows += cut.summary(result) if cut else []
     if difference is not None:
-        rows.append(("check", f"parameters differ from the uncut model by at most {difference:g}"))
+        against = "the uncut model" + ("" if result.versions is None else " with the same delays")
+        rows.append(("check", f"parameters differ from {against} by at most {difference:g}"))
     return rows
 
 
@@ -240,15 +273,28 @@ def _norms(result: "Run", kind: str) -> list[float]:
     return [largest[stage] for stage in sorted(largest)]
 
 
-def _print_figures(result: "Run", difference: float | None) -> None:
+def _version_rows(result: "Run", versions: "Versions") -> list[tuple[str, str]]:
+    stale = " ".join(str(max(of_stage)) for of_stage in versions.staleness)
+    held = " ".join(f"{peak / 2**20:.2f}" for peak in versions.peaks)
+    times = " ".join(f"{peak / (one or 1):.3g}" for peak, one in zip(versions.peaks, versions.weights, strict=True))
+    spent = 1e3 * max(versions.update_seconds) / len(result.losses)
+    counted = "virtual time does not count them" if result.clock == "virtual" else "counted in the step"
+    return [
+        ("staleness", f"{stale} updates at most, by stage"),
+        ("peak weights", f"{held} MiB by rank, {times} times the weights themselves"),
+        ("updates", f"{spent:.1f} ms a step on the busiest rank; {counted}"),
+    ]
+
+
+def _print_figures(summary: list[tuple[str, str]], result: "Run") -> None:
     from pipelab.show.text import timeline_text
 
     print(timeline_text(result.trace))
-    for what, figure in _summary(result, difference):
+    for what, figure in summary:
         print(f"{what:<17} {figure}")
 
 
-def _write_html(options: argparse.Namespace, result: "Run", difference: float | None) -> None:
+def _write_html(options: argparse.Namespace, summary: list[tuple[str, str]], result: "Run") -> None:
     from pipelab.show.report import write_report
 
-    write_report(options.html, result.trace, memory=result.memory.curves, summary=_summary(result, difference))
+    write_report(options.html, result.trace, memory=result.memory.curves, summary=summary)

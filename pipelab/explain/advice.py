@@ -25,7 +25,7 @@ from pipelab.validate import complete
 
 MOST_ACTIONS = 20_000
 MOST_SEARCHED = 1024
-OTHER_TRAINING = ("pipedream",)
+OTHER_TRAINING = ("pipedream", "inference")
 """Not proposed: what it trains is not the same."""
 
 
@@ -125,7 +125,7 @@ def rows_of(trace: Trace) -> Schedule:
 def read_model(steps: Steps) -> Model:
     """The work of each stage by F, I and W. Raises ValueError when the trace is not of a whole training step."""
     schedule = rows_of(steps.trace)
-    if not complete(schedule):
+    if schedule.forward_only or not complete(schedule):
         raise ValueError("the trace does not have a forward and a backward of every stage and micro-batch")
     if len(steps.spans) > MOST_ACTIONS:
         raise ValueError(f"the trace has more than {MOST_ACTIONS} actions")

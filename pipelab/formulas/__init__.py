@@ -56,6 +56,8 @@ def formula(
     times = (_time(letter, value) for letter, value in (("F", F), ("I", I), ("W", W), ("hop", hop)))
     closed = CLOSED_FORMS[name]
     case = Case(count("P", P), count("M", M), _chunks(name, closed.chunks, V), *times)
+    if not closed.backward:
+        case = case._replace(I=Fraction(0), W=Fraction(0))
     if quantity in PEAKS:
         later = quantity == "peak_until_input" and closed.peak_until_input
         peak = later or closed.peak
@@ -102,6 +104,8 @@ CLOSED_FORMS = {
     "v-min": ClosedForm(vee.v_min_makespan, vee.v_min_makespan, vee.v_min_peak, vee.v_min_peak_until_input, chunks=2),
     "1f1b-v": ClosedForm(vee.one_f_one_b_v_makespan, vee.one_f_one_b_v_makespan, vee.one_f_one_b_v_peak, chunks=2),
     "dualpipe-v": ClosedForm(vee.dualpipe_v_makespan, vee.dualpipe_v_makespan, vee.dualpipe_v_peak, chunks=2),
+    "pipedream": ClosedForm(whole.one_f_one_b_makespan, whole.one_f_one_b_makespan, whole.one_f_one_b_peak),
+    "inference": ClosedForm(whole.inference_makespan, whole.inference_span, whole.inference_peak, backward=False),
 }
 """By name. Where rank 0 starts first and ends last, span and makespan are the same."""
 

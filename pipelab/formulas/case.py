@@ -28,13 +28,17 @@ class Case(NamedTuple):
 
 
 class ClosedForm(NamedTuple):
-    """What theory knows of one schedule. A `Peak` that is released at I is the same where nothing is said."""
+    """What theory knows of one schedule. A `Peak` that is released at I is the same where nothing is said.
+
+    Without a `backward` there is no I and no W.
+    """
 
     makespan: Callable[[Case], Fraction]
     span: Callable[[Case], Fraction]
     peak: "Peak"
     peak_until_input: "Peak | None" = None
     chunks: int | str = 1
+    backward: bool = True
 
 
 Peak = Callable[[Case, int], int | Fraction]

@@ -1,4 +1,4 @@
-"""Naive, GPipe, 1F1B, looped BFS, interleaved: the backward is one piece, B = I + W. Read next: `zero_bubble`."""
+"""Naive, GPipe, 1F1B, looped BFS, interleaved: B = I + W is one piece; inference has none. Read next: `zero_bubble`."""
 
 from fractions import Fraction
 
@@ -126,3 +126,18 @@ def interleaved_peak(case: Case, rank: int) -> Fraction:
         return Fraction(one_f_one_b_peak(case, rank))
     warmup = (case.V - 1) * round_sizes(case.P, case.M)[0] + 2 * (case.P - 1 - rank)
     return Fraction(min(warmup + 1, case.V * case.M), case.V)
+
+
+def inference_makespan(case: Case) -> Fraction:
+    """(M+P-1) F + (P-1) hop: down the ranks once, and the last rank without a pause. Any P, M, F and hop."""
+    return (case.M + case.P - 1) * case.F + (case.P - 1) * case.hop
+
+
+def inference_span(case: Case) -> Fraction:
+    """No rank pauses once it has begun. Any P, M, F and hop."""
+    return case.M * case.F
+
+
+def inference_peak(case: Case, rank: int) -> int:
+    """Nothing is held for a backward: only the micro-batch that is worked on. Any P and M."""
+    return 1

@@ -81,7 +81,11 @@ class Server:
         """End it, and with it every rank that is left."""
         self._socket.close()
         if self.owner == os.getpid():
-            self._process.wait(timeout=10)
+            try:
+                self._process.wait(timeout=1)
+            except subprocess.TimeoutExpired:  # interrupted in the middle of a long import; its ranks end with it
+                self._process.kill()
+                self._process.wait()
 
 
 def serve(descriptor: int) -> NoReturn:
@@ -140,7 +144,8 @@ class _Forks:
             with contextlib.suppress(ImportError):  # the rank that needs it will say so
                 importlib.import_module(name)
         gc.freeze()
-        self._requests.sendall(b"=")
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # nobody waits for it any more
+            self._requests.sendall(b"=")
 
     def _fork(self, descriptors: list[int]) -> None:
         control, *rest = descriptors

@@ -1,7 +1,7 @@
 """The named schedules: a dict from the name that people use to the function that writes the rows.
 
 Read in this order: `naive`, `gpipe`, `one_f_one_b`, `looped_bfs`, `interleaved`, `zero_bubble`, `zb_v`, `v_shape`,
-`dualpipe_v`, `zb_auto`.
+`dualpipe_v`, `zb_auto`, `pipedream`, `inference`.
 """
 
 import difflib
@@ -14,10 +14,12 @@ from pipelab.counts import count
 from pipelab.schedule import Schedule, refuse_too_many
 from pipelab.schedules.dualpipe_v import dualpipe_v
 from pipelab.schedules.gpipe import gpipe
+from pipelab.schedules.inference import inference
 from pipelab.schedules.interleaved import interleaved
 from pipelab.schedules.looped_bfs import looped_bfs
 from pipelab.schedules.naive import naive
 from pipelab.schedules.one_f_one_b import one_f_one_b
+from pipelab.schedules.pipedream import pipedream
 from pipelab.schedules.v_shape import one_f_one_b_v, v_half, v_min
 from pipelab.schedules.zb_auto import zb_auto
 from pipelab.schedules.zb_v import zb_v
@@ -38,6 +40,8 @@ GENERATORS: dict[str, Callable[..., Schedule]] = {
     "1f1b-v": one_f_one_b_v,
     "dualpipe-v": dualpipe_v,
     "zb-auto": zb_auto,
+    "pipedream": pipedream,
+    "inference": inference,
 }
 
 SCHEDULES: dict[str, str] = {
@@ -89,10 +93,10 @@ def chunks_of(name: str) -> int | str:
 
 
 def kinds_of(name: str) -> int:
-    """How many actions a stage has for a micro-batch: 2 with whole backwards (F and B), 3 with split ones.
+    """How many actions a stage has for a micro-batch: 2 with whole backwards (F and B), 3 with split ones, 1 with none.
 
-    >>> kinds_of("1f1b"), kinds_of("zb-h1")
-    (2, 3)
+    >>> kinds_of("1f1b"), kinds_of("zb-h1"), kinds_of("inference")
+    (2, 3, 1)
     """
     smallest = GENERATORS[name](1, 1)
     return sum(1 for _ in smallest.actions()) // smallest.stages

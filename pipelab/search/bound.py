@@ -9,7 +9,7 @@
 5. Before the last gradient leaves rank j, j has done all F and I, and the W that memory forced; then the
    gradient climbs to rank r, whose own W still follows.
 
-They are for one stage a rank. Reasons 1 and 4, in a weaker form, also hold for several chunks.
+They are for stage r on rank r. Reasons 1, 4 and 5, in a weaker form, also hold for every other placement.
 """
 
 from pipelab.search.problem import Problem
@@ -30,11 +30,12 @@ def bound(problem: Problem) -> Number:
     [27, 24]
     """
     back = _returns(problem)
-    alone = _alone if problem.chunks == 1 else _alone_with_chunks
-    heads = [start - offset for start, offset in zip(problem.start, problem.offset, strict=False)]
-    length = max(head + alone(problem, rank, back) for rank, head in enumerate(heads))
-    if problem.chunks == 1:
-        length = max(length, _through(problem, back))
+    if problem.placement.rank_of == tuple(range(problem.ranks)):
+        heads = [start - offset for start, offset in zip(problem.start, problem.offset, strict=True)]
+        alone = max(head + _alone(problem, rank, back) for rank, head in enumerate(heads))
+        length = max(alone, _through(problem, back))
+    else:
+        length = max(_on_any_placement(problem, rank, back) for rank in set(problem.placement.rank_of))
     return length * (1 - ROUNDING) if isinstance(length, float) else length
 
 
@@ -70,14 +71,22 @@ def _shared(area: Number, limit: int) -> Number:
     return area / limit if isinstance(area, float) else -(-area // limit)
 
 
-def _alone_with_chunks(problem: Problem, rank: int, returns: list[Number]) -> Number:
-    """Reasons 1 and 4: the stage whose gradient is back first ends the first wait, and all stages share the memory."""
-    stages, limit = problem.placement.stages_on(rank), problem.limits[rank]
-    first_back = min(problem.start[stage] + problem.F[stage] + returns[stage] for stage in stages)
-    longest, all_of_them = max(problem.F[s] for s in stages), sum(problem.F[s] for s in stages) * problem.microbatches
-    wait = first_back - problem.start[rank] - min(limit // problem.one * longest, all_of_them)
-    stays = ((problem.F[s] + returns[s] + problem.I[s]) * problem.one + problem.W[s] * problem.weight for s in stages)
-    return max(problem.work[rank] + max(0, wait), _shared(problem.microbatches * sum(stays), limit))
+def _on_any_placement(problem: Problem, rank: int, returns: list[Number]) -> Number:
+    """Reasons 1, 4 and 5 for a rank with any stages.
+
+    The stage whose gradient is back first ends the first wait; all stages share the memory; the last I is one of the
+    lowest stage, and its gradient has yet to climb to stage 0, whose rank starts at 0.
+    """
+    f, i, w, stages = problem.F, problem.I, problem.W, problem.placement.stages_on(rank)
+    M, limit, lowest = problem.microbatches, problem.limits[rank], stages[0]
+    first_back = min(problem.start[s] + f[s] + returns[s] for s in stages) - problem.start[lowest]
+    before = min(limit // problem.one * max(f[s] for s in stages), M * sum(f[s] for s in stages))
+    wait: Number = max(0, first_back - before)
+    stays: Number = sum((f[s] + returns[s] + i[s]) * problem.one + w[s] * problem.weight for s in stages)
+    alone = max(wait + problem.work[rank], _shared(M * stays, limit))
+    climb = sum(i[s] + problem.hop_up[s] for s in range(lowest)) + w[0]
+    last_gradient = problem.start[lowest] + wait + M * sum(f[s] + i[s] for s in stages)
+    return max(problem.start[lowest] - problem.offset[rank] + alone, last_gradient + climb)
 
 
 def _first_wait(problem: Problem, rank: int, back: Number) -> Number:

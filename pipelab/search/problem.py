@@ -77,8 +77,8 @@ class Problem:
                 f"weight_memory is the share of a micro-batch held from I to W, from 0 to 1: got {weight_memory!r}"
             )
         one, weight = Fraction(weight_memory).denominator, Fraction(weight_memory).numerator
-        unit = one * placement.stages // placement.ranks  # a chunk is a part of a micro-batch
-        limits = tuple(floor(limit * unit) for limit in limit_per_rank(placement.ranks, microbatches, memory_limit))
+        chunks, asked = placement.chunks_per_rank(), limit_per_rank(placement.ranks, microbatches, memory_limit)
+        limits = tuple(floor(limit * one * parts) for limit, parts in zip(asked, chunks, strict=True))
         costs = Costs.uniform() if costs is None else costs
         if not isinstance(costs, Costs):
             raise ValueError(f"costs are pl.Costs, as Costs.uniform() or Costs.per_stage(...): got {costs!r}")
@@ -114,8 +114,9 @@ class Problem:
 
     @cached_property
     def offset(self) -> tuple[Number, ...]:
-        """Where the clock of each rank is read from; stage r is the first of rank r."""
-        return self.start[: self.ranks] if self.objective == "span" else (0,) * self.ranks
+        """Where the clock of each rank is read from; a rank without stages stays at 0."""
+        own = (self.placement.stages_on(rank) if self.objective == "span" else () for rank in range(self.ranks))
+        return tuple(self.start[stages[0]] if stages else 0 for stages in own)
 
     @cached_property
     def work(self) -> tuple[Number, ...]:

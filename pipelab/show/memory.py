@@ -47,8 +47,7 @@ def memory_panel(trace: Trace, memory: Sequence[Curve] | None, unit: Unit) -> tu
         raise ValueError(f"memory needs one curve a rank, {trace.ranks} in all: got {len(memory)}")
     size, name = 1, "micro-batches"
     if memory is not None:
-        largest = max((amount for curve in memory for _, amount in curve), default=0)
-        size, name = next(((size, name) for size, name in _BYTES if largest >= size), _BYTES[-1])
+        size, name = largest_unit(memory)
     shown = _spread(trace.ranks)
     lines = []
     for turn, rank in enumerate(shown):
@@ -59,6 +58,16 @@ def memory_panel(trace: Trace, memory: Sequence[Curve] | None, unit: Unit) -> tu
         lines.append(_line(rank, turn, points, name, width))
     what = "in flight<br>(micro-batches)" if memory is None else f"activation<br>memory ({name})"
     return lines, what if len(shown) == trace.ranks else f"{what}<br>{len(shown)} of {trace.ranks} ranks"
+
+
+def largest_unit(memory: Sequence[Curve]) -> tuple[int, str]:
+    """The unit in which these bytes are told, with its size: the largest that the highest of them fills.
+
+    >>> largest_unit([[(0, 0), (1, 5 * 2**20)]])
+    (1048576, 'MiB')
+    """
+    largest = max((amount for curve in memory for _, amount in curve), default=0)
+    return next(((size, name) for size, name in _BYTES if largest >= size), _BYTES[-1])
 
 
 def _spread(ranks: int) -> list[int]:

@@ -36,7 +36,24 @@ LOOKS: Mapping[str, Look] = MappingProxyType(
 OTHER = Look("#BBBBBB", "-", "?", "other work")
 
 RANK_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#000000", "#E69F00", "#56B4E9", "#777777")
+RANK_COLOURS_IN_THE_DARK = ("#56B4E9", "#F28E4B", "#2CB88A", "#DDA0DD", "#FFFFFF", "#F0E442", "#8EA8FF", "#AAAAAA")
 RANK_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+
+
+class Ground(NamedTuple):
+    """The colours around the bars: text, edges of bars, grid, idle time, paper, a limit, and a line for each rank."""
+
+    ink: str
+    edge: str
+    grid: str
+    idle: str
+    paper: str
+    alarm: str
+    ranks: tuple[str, ...]
+
+
+LIGHT = Ground(INK, EDGE, GRID, IDLE, PAPER, "#B3380B", RANK_COLOURS)
+DARK = Ground("#E8E8E8", "#101010", "#3A3A3A", "#2B2B2B", "#161616", "#FF8A5C", RANK_COLOURS_IN_THE_DARK)
 
 
 def look(kind: str) -> Look:

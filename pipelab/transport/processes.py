@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipelab.action import Action
-from pipelab.dependencies import GIVES
+from pipelab.dependencies import gives
 from pipelab.lower import CARRIES, Program
 from pipelab.message_order import AHEAD, Channel, channels, window
 from pipelab.transport import Aborted, Message
@@ -79,10 +79,9 @@ class Processes:
         self.device = device
         self.timeout = timedelta(seconds=timeout)
         self.blocking = blocking
-        self.width = program.schedule.microbatches
-        self.givers = {
-            (a.stage, GIVES.get(a.kind, a.kind), a.microbatch): a for _, _, a in program.schedule.actions()
-        }  # fmt: skip
+        schedule = program.schedule
+        self.width = schedule.microbatches
+        self.givers = {gives(a, schedule.stages, schedule.groups): a for _, _, a in schedule.actions()}
         self.window = window(program)
         self.incoming: list[Line] = []
         self.outgoing: list[Line] = []
@@ -141,7 +140,7 @@ class Processes:
         self._post_ahead(line)  # while this one is still under way
         tensor, arrival = self._collect(line, step, slot, work)
         self._free[slot.layout].append(slot)
-        return Message(tensor, arrival, self.givers[step.stage, CARRIES[step.kind], step.microbatch])
+        return Message(tensor, arrival, self.givers[Action(step.stage, CARRIES[step.kind], step.microbatch)])
 
     def finish(self) -> Times:
         """Wait until every message of the step has been taken; gives nothing, for gloo does not tell when that was."""

@@ -1,0 +1,79 @@
+"""What is known of a run while it goes on? A listener of the feed that keeps the state, for whoever draws it.
+
+Give it to `train` as `feed=`, or hand it each event from a listener of your own, and read its attributes whenever you
+like, from any thread. It keeps one whole step and the one that goes on, so it stays small however long the run is.
+"""
+
+from pipelab.feed import Ended, Event, Spans, Started, StepBegun, StepEnded
+from pipelab.trace import Span, Trace
+
+
+class Live:
+    """The state of a run, from its events.
+
+    `started` is the `Started` event or None, `ended` the `Ended` event or None. `step` counts from 0 (-1 before the
+    first). `losses` has the loss of every step that is over. `current` is the trace of the step that goes on, as far as
+    it is known, and `trace` that of the last whole step (None before). `held` and `peaks` are activation bytes by rank:
+    those held at the last known moment, and the most so far. `targets` is how many targets (tokens) the last step had.
+
+    >>> from pipelab import Action, build
+    >>> from pipelab.mesh import Mesh
+    >>> live = Live()
+    >>> live(Started(build("gpipe", ranks=2, microbatches=1), Mesh(pp=2), "virtual", "memory"))
+    >>> live(StepBegun(0))
+    >>> live(Spans(0, 0, (Span(0, "compute", Action.parse("0F0"), 0.0, 0.5),), ((0.0, 7), (0.5, 4)), last=False))
+    >>> live.current.makespan, live.held, live.peaks, live.trace
+    (0.5, (4, 0), (7, 0), None)
+    >>> live(StepEnded(0, loss=1.25, targets=64))
+    >>> live.losses, live.trace.makespan, live.tokens_per_second
+    ([1.25], 0.5, 128.0)
+    """
+
+    def __init__(self) -> None:
+        self.started: Started | None = None
+        self.ended: Ended | None = None
+        self.step = -1
+        self.losses: list[float] = []
+        self.trace: Trace | None = None
+        self.held: tuple[int, ...] = ()
+        self.peaks: tuple[int, ...] = ()
+        self.targets = 0
+        self._spans: dict[int, tuple[Span, ...]] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Take an event, in the order of the feed."""
+        match event:
+            case Started():
+                self.started = event
+                self.held = self.peaks = (0,) * event.schedule.ranks
+            case StepBegun():
+                self.step, self._spans = event.step, {}
+            case Spans():
+                self._spans = self._spans | {event.rank: self._spans.get(event.rank, ()) + event.spans}
+                self._count(event.rank, [held for _, held in event.memory])
+            case StepEnded():
+                self.losses.append(event.loss)
+                self.targets, self.trace = event.targets, self.current
+            case Ended():
+                self.ended = event
+
+    def _count(self, rank: int, held: list[int]) -> None:
+        if held:
+            most = max(self.peaks[rank], *held)
+            self.held = (*self.held[:rank], held[-1], *self.held[rank + 1 :])
+            self.peaks = (*self.peaks[:rank], most, *self.peaks[rank + 1 :])
+
+    @property
+    def current(self) -> Trace | None:
+        """The trace of the step that goes on, or went on last, as far as it is known."""
+        if self.started is None:
+            return None
+        schedule, spans = self.started.schedule, self._spans
+        in_order = tuple(span for rank in sorted(spans) for span in spans[rank])
+        return Trace(schedule.name, self.started.clock, schedule.placement.chunks_per_rank(), in_order)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Targets of the last whole step over its makespan, in seconds of the run's clock; None before."""
+        makespan = float(self.trace.makespan) if self.trace is not None else 0.0
+        return self.targets / makespan if makespan else None

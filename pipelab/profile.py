@@ -1,0 +1,185 @@
+"""What does each layer cost? Every layer is run as a stage of its own: seconds of F, B, I and W, and bytes.
+
+The seconds are those of virtual time (processor time, one rank at a time), so what they predict can be compared with a
+run. The embedding and the head, with the loss, are layers like all others. Read `balance` next: it cuts by a profile.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelab.action import B, F, I, W
+from pipelab.clock import make_turn, undisturbed
+from pipelab.collector import collector_at_rest
+from pipelab.costs import Costs, Link
+from pipelab.dependencies import Value
+from pipelab.loss import Loss, count_targets, cross_entropy
+from pipelab.memory import ActivationMeter
+from pipelab.partition import cut
+from pipelab.randomness import Randomness
+from pipelab.stage import Stage
+
+Work = Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The cost of every layer for one micro-batch: seconds by kind (F, B, I, W), and four sizes in bytes.
+
+    `held` is what a layer keeps from F to its backward, `waiting` what is left of that between I and W, `parameters`
+    its weights, `outputs` the message that would carry its output to another rank.
+    """
+
+    names: tuple[str, ...]
+    work: Work
+    held: tuple[int, ...]
+    waiting: tuple[int, ...]
+    parameters: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def costs(self, at: Sequence[int], link: Link = Link()) -> Costs:  # noqa: B008 (a frozen value)
+        """The costs of the stages when the model is cut at these layers: sums, and each message's time on the link."""
+        ends = [*at, len(self)]
+        hops: dict[Value, float] = {}
+        if link != Link():
+            for stage, end in enumerate(ends[:-1]):
+                hops[stage, F] = hops[stage + 1, I] = link.seconds(self.outputs[end - 1])
+        return Costs({kind: tuple(stage_sums(times, at)) for kind, times in self.work.items()}, hops or 0)
+
+    def calibrated(self, costs: Costs, at: Sequence[int]) -> "Profile":
+        """The same layers, scaled so that each stage of this cut takes what `costs` say it took in a run."""
+        ends = [0, *at, len(self)]
+        work = {}
+        for kind, times in self.work.items():
+            seen = costs.work.get(kind) or [None] * (len(ends) - 1)
+            scaled: list[float] = []
+            for (i, j), took in zip(pairwise(ends), seen, strict=True):  # type: ignore[arg-type]
+                own = sum(times[i:j])
+                scaled += [time if took is None or not own else time * float(took) / own for time in times[i:j]]
+            work[kind] = tuple(scaled)
+        return replace(self, work=work)
+
+
+def stage_sums(values: Sequence[float], at: Sequence[int]) -> list[float]:
+    """The sum over the layers of each stage.
+
+    >>> stage_sums([1, 2, 3, 4], at=[1, 3])
+    [1, 5, 4]
+    """
+    total = [0, *accumulate(values)]
+    return [total[j] - total[i] for i, j in pairwise((0, *at, len(values)))]
+
+
+def profile(
+    model: nn.Sequential, microbatch: tuple[Tensor, Tensor], *,
+    loss: Loss = cross_entropy, device: str | torch.device = "cpu", repeats: int = 5,
+) -> Profile:  # fmt: skip
+    """Run every layer forward and backward on one micro-batch (inputs, targets); the seconds are medians of `repeats`.
+
+    It works on a copy: the model stays as it is. Raises ValueError for a model that cannot be cut before every layer.
+
+    >>> from pipelab.models import build_model
+    >>> tokens = torch.zeros(4, 16, dtype=torch.int64)
+    >>> layers = profile(build_model("tiny", layers=2), (tokens, tokens), repeats=1)
+    >>> layers.names, layers.parameters[0], layers.outputs[0]
+    (('0', '1', '2', '3'), 34816, 8192)
+    """
+    device = torch.device(device)
+    inputs, targets = (tensor.to(device) for tensor in microbatch)
+    layers = cut(copy.deepcopy(model).to(device), len(model))  # refuses what no stage can start with
+    with undisturbed(), collector_at_rest():
+        whole = _Layers(layers, loss, device, split=False).measure(inputs, targets, repeats)
+        split = _Layers(layers, loss, device, split=True).measure(inputs, targets, repeats)
+    return Profile(
+        names=tuple(name for layer in layers for name in layer._modules),
+        work={**{kind: whole.seconds[kind] for kind in (F, B)}, **{kind: split.seconds[kind] for kind in (I, W)}},
+        held=whole.held,
+        waiting=split.waiting,
+        parameters=tuple(sum(p.nbytes for p in layer.parameters()) for layer in layers),
+        outputs=whole.outputs,
+    )
+
+
+@dataclass
+class _Measured:
+    seconds: dict[str, tuple[float, ...]]
+    held: tuple[int, ...]
+    waiting: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+class _Layers:
+    """The layers, each a stage; one meter for all counts a tensor that two of them keep only once."""
+
+    def __init__(self, layers: Sequence[nn.Sequential], loss: Loss, device: torch.device, *, split: bool) -> None:
+        self.meter = ActivationMeter(t for layer in layers for t in (*layer.parameters(), *layer.buffers()))
+        randomness, last = Randomness(0), len(layers) - 1
+        self.stages = [
+            Stage(
+                layer, first=place == 0, loss=loss if place == last else None, split=split,
+                randomness=randomness, meter=self.meter,
+            )
+            for place, layer in enumerate(layers)
+        ]  # fmt: skip
+        self.turn = make_turn(device)
+        self.split = split
+
+    def measure(self, inputs: Tensor, targets: Tensor, repeats: int) -> _Measured:
+        """One pass to warm up, then `repeats` whose medians count; gradients add up, as over micro-batches."""
+        total = count_targets(targets)
+        passes: list[list[dict[str, float]]] = []
+        for _ in range(1 + repeats):
+            seconds: list[dict[str, float]] = [{} for _ in self.stages]
+            held, outputs = self._forward(seconds, inputs, targets, total)
+            waiting = self._backward(seconds, held)
+            passes.append(seconds)
+        kinds = (F, I, W) if self.split else (F, B)
+        return _Measured(
+            {
+                kind: tuple(median(one[place][kind] for one in passes[1:]) for place in range(len(self.stages)))
+                for kind in kinds
+            },
+            held,
+            waiting,
+            outputs,
+        )
+
+    def _run(self, seconds: dict[str, float], kind: str, work: Callable[[], Any]) -> tuple[Any, int]:
+        """Do the work, note its seconds; give its result and by how many bytes more is held since."""
+        before = self.meter.live
+        result, seconds[kind] = self.turn.measure(work)
+        return result, self.meter.live - before
+
+    def _forward(
+        self, seconds: Sequence[dict[str, float]], x: Tensor, targets: Tensor, total: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        held, outputs = [], []
+        for stage, times in zip(self.stages, seconds, strict=True):
+            target = targets if stage.loss is not None else None
+            with stage.attached():
+                x, more = self._run(times, F, lambda s=stage, x=x, t=target: s.forward(0, x, 0, t, total))  # type: ignore[misc]
+            held.append(more)
+            outputs.append(x.nbytes)
+        return tuple(held), tuple(outputs)
+
+    def _backward(self, seconds: Sequence[dict[str, float]], held: Sequence[int]) -> tuple[int, ...]:
+        gradient: Tensor | None = None
+        waiting = []
+        for stage, times, kept in reversed(list(zip(self.stages, seconds, held, strict=True))):
+            if self.split:
+                gradient, more = self._run(times, I, lambda s=stage, g=gradient: s.backward_input(0, g))  # type: ignore[misc]
+            else:
+                gradient, more = self._run(times, B, lambda s=stage, g=gradient: s.backward(0, g))  # type: ignore[misc]
+            waiting.append(kept + more)
+        for stage, times in reversed(list(zip(self.stages, seconds, strict=True))) if self.split else ():
+            self._run(times, W, lambda s=stage: s.backward_weight(0))  # type: ignore[misc]
+        return tuple(reversed(waiting))

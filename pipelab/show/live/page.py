@@ -1,0 +1,50 @@
+"""How is the live timeline shown without a notebook? As a page that holds all it needs: no kernel, no network."""
+
+import json
+from base64 import b64encode
+from collections.abc import Sequence
+from html import escape
+
+from pipelab.show.live.columns import RULE, STYLE, trace_block
+from pipelab.show.live.script import script, stylesheet
+from pipelab.show.memory import Curve
+from pipelab.show.report import NOTHING_IS_FETCHED
+from pipelab.show.text import timeline_text
+from pipelab.trace import Number, Trace
+from pipelab.units import finding
+
+START = """
+const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+const given = JSON.parse(document.getElementById("data").textContent);
+window.events = [];
+window.timeline = new Timeline(document.getElementById("timeline"), {
+  style: given.style,
+  rule: given.rule,
+  tell: (event) => { window.events.push(event); if (event.type === "text") timeline.text.textContent = given.text; },
+});
+timeline.show(bytes(given.block));
+"""
+
+
+def page_html(
+    trace: Trace, memory: Sequence[Curve] | None = None, limit: "Number | Sequence[Number] | None" = None
+) -> str:
+    """One step as an HTML page with the interactive timeline; arguments as for `Timeline`. It forbids all fetching.
+
+    >>> from pipelab import Costs, build, simulate
+    >>> page = page_html(simulate(build("1f1b", ranks=2, microbatches=2), Costs.uniform()))
+    >>> "1f1b: 33.3 % of the step is idle" in page, "://" in page
+    (True, False)
+    """
+    block = b64encode(trace_block(trace, memory, limit)).decode()
+    data = {"style": STYLE, "rule": RULE, "block": block, "text": timeline_text(trace)}
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{NOTHING_IS_FETCHED}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
+        f"<title>{escape(finding(trace))}</title>\n<style>{stylesheet()}\n"
+        ":root { color-scheme: light dark } body { margin: 0 }</style>\n</head>\n"
+        f'<body>\n<main id="timeline"></main>\n<script type="application/json" id="data">'
+        f"{json.dumps(data).replace('<', chr(92) + 'u003c')}</script>\n"
+        f'<script type="module">\n{script()}{START}</script>\n</body>\n</html>\n'
+    )

@@ -1,0 +1,95 @@
+"""How long is a step with so many micro-batches? The U-curve: predicted as a line, measured as points."""
+
+from collections.abc import Sequence
+from math import ceil, floor, log2
+from typing import TYPE_CHECKING
+
+from pipelab.show.palette import GRID, INK, PAPER, RANK_COLOURS, RANK_DASHES
+from pipelab.units import CLOCK_NAMES
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from pipelab.microbatch import Sweep
+
+
+def microbatch_chart(sweeps: Sequence["Sweep"], title: str | None = None) -> "go.Figure":
+    """Steps over the number of micro-batches, a curve for each number of ranks; a star marks the best predicted.
+
+    A cross marks the rule of thumb, M = 4P, where there is such an M. Raises ValueError without a sweep.
+
+    >>> from pipelab.microbatch import Sweep
+    >>> figure = microbatch_chart([Sweep(2, {2: 0.004, 4: 0.003, 8: 0.0035}, {4: 0.0031})])
+    >>> figure.layout.title.text
+    'P = 2: the shortest step predicted is at M = 4; the rule M = 4P makes it 16.7 % longer'
+    """
+    import plotly.graph_objects as go
+
+    if not sweeps:
+        raise ValueError("there is no sweep to draw; give one, with the steps by number of micro-batches")
+    figure = go.Figure()
+    for place, sweep in enumerate(sweeps):
+        colour = RANK_COLOURS[place % len(RANK_COLOURS)]
+        for name, points, look in (
+            ("predicted", sweep.predicted, {"mode": "lines", "line": {"dash": RANK_DASHES[place % len(RANK_DASHES)]}}),
+            ("measured", sweep.measured, {"mode": "markers", "marker": {"size": 9}}),
+            ("best predicted", _at(sweep, sweep.best), {"mode": "markers", "marker": _sign("star-open", 19)}),
+            ("M = 4P", _at(sweep, sweep.rule) if sweep.rule == 4 * sweep.ranks else {}, _rule()),
+        ):
+            if points:
+                counts = sorted(points)
+                figure.add_scatter(
+                    x=counts, y=[1e3 * points[count] for count in counts], name=f"P = {sweep.ranks}, {name}", **look,
+                    hovertemplate=f"P = {sweep.ranks}, {name}: %{{y:.4g}} ms with M = %{{x}}<extra></extra>",
+                )  # fmt: skip
+                figure.data[-1].update(line_color=colour, marker_color=colour)
+    title = title or _finding(sweeps)
+    figure.update_layout(
+        template="plotly_white",
+        title={"text": title, "font": {"size": 20, "color": INK}, "x": 0, "xref": "paper"},
+        height=460,
+        margin={"l": 84, "r": 30, "t": 70, "b": 60},
+        paper_bgcolor=PAPER,
+        plot_bgcolor=PAPER,
+        font={"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
+        modebar={"remove": ["sendChartToCloud", "lasso2d", "select2d"]},
+        meta={"alt": title},
+    )
+    counts = sorted({count for sweep in sweeps for count in sweep.predicted})
+    figure.update_xaxes(title_text="micro-batches a step, M (same batch)", type="log", tickvals=counts, gridcolor=GRID)
+    clocks = " and ".join(sorted({CLOCK_NAMES[sweep.clock] for sweep in sweeps}))
+    steps = [1e3 * step for sweep in sweeps for step in (*sweep.predicted.values(), *sweep.measured.values())]
+    figure.update_yaxes(
+        title_text=f"step (ms)<br>points: {clocks}; lines: simulated",
+        type="log",
+        tickvals=[2.0**power for power in range(floor(log2(min(steps))), ceil(log2(max(steps))) + 1)],
+        gridcolor=GRID,
+    )
+    return figure
+
+
+def _at(sweep: "Sweep", count: int) -> dict[int, float]:
+    return {count: sweep.predicted[count]}
+
+
+def _sign(symbol: str, size: int) -> dict[str, object]:
+    return {"symbol": symbol, "size": size, "line": {"width": 2.5}}
+
+
+def _rule() -> dict[str, object]:
+    return {"mode": "markers", "marker": _sign("x-open", 14)}
+
+
+def _finding(sweeps: Sequence["Sweep"]) -> str:
+    """What the curves show, in one sentence."""
+    if len(sweeps) > 1:
+        bests = ", ".join(f"{sweep.best} for P = {sweep.ranks}" for sweep in sweeps)
+        return f"The best number of micro-batches, predicted: {bests}"
+    (sweep,) = sweeps
+    said = f"P = {sweep.ranks}: the shortest step predicted is at M = {sweep.best}"
+    if sweep.rule != 4 * sweep.ranks:
+        return said
+    if sweep.rule == sweep.best:
+        return f"{said}, as the rule M = 4P says"
+    longer = sweep.predicted[sweep.rule] / sweep.predicted[sweep.best] - 1
+    return f"{said}; the rule M = 4P makes it {100 * longer:.1f} % longer"

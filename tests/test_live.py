@@ -1,0 +1,241 @@
+"""The live timeline without a browser: what is sent, asked and refused, and what is left without a notebook."""
+
+import random
+
+import pytest
+
+import pipelab as pl
+from pipelab.action import parts
+from pipelab.show import live
+from pipelab.show.live.build_mode import Builder
+from pipelab.show.live.columns import TimeAxis, read_block, span_block, trace_block
+from pipelab.show.live.draft import Draft
+from pipelab.show.live.question import Question, answer
+from pipelab.show.live.script import script, stylesheet
+from pipelab.show.live.sliders import Playground
+from pipelab.show.live.steps import in_order, standings
+from pipelab.show.live.widget import Feed, Timeline
+from pipelab.simulate import simulate_program
+from pipelab.trace import LANES
+from pipelab.units import Unit, origin
+from pipelab.validate import refusal
+
+UNIT = pl.Costs.uniform(F=1, I=1, W=1, hop=0.5)
+
+
+def step(name="1f1b", ranks=4, microbatches=8, **options):
+    return pl.simulate(pl.build(name, ranks, microbatches, **options), UNIT)
+
+
+def bars_of(block):
+    """The bars of a block as (rank, lane, action, start, end)."""
+    header, columns = read_block(block)
+    rows = zip(
+        *(columns[name].tolist() for name in ("rank", "lane", "stage", "kind", "microbatch", "start", "end")),
+        strict=True,
+    )
+    kinds = header["kinds"]
+    return [
+        (rank, LANES[lane], f"{stage}{kinds[kind]}{m}", start, end) for rank, lane, stage, kind, m, start, end in rows
+    ]
+
+
+def bars_in(spans, first=0):
+    return [
+        (span.rank, span.lane, str(action), float(span.start - first), float(span.end - first))
+        for span in spans
+        for action in parts(span.action)
+    ]
+
+
+# ------------------------------------------------------------------------------------------------- what is sent
+
+
+@pytest.mark.parametrize("name", sorted(pl.SCHEDULES))
+def test_a_block_holds_every_bar_of_the_trace_once(name):
+    trace = step(name, 3, 5)
+    assert bars_of(trace_block(trace)) == bars_in(trace.spans, origin(trace))
+
+
+def test_a_block_holds_messages_in_their_lanes_and_exact_fractions_as_floats():
+    trace = simulate_program(pl.lower(pl.build("interleaved", 2, 4, chunks=3)), pl.Costs.uniform(hop=1))
+    assert {lane for _, lane, *_ in bars_of(trace_block(trace))} == {"compute", "send", "recv"}
+    assert bars_of(trace_block(trace)) == bars_in(trace.spans)
+
+
+def test_only_new_spans_are_sent_to_a_timeline_that_grows():
+    spans = step("dualpipe-v", 2, 6).spans
+    blocks = [span_block(spans[at : at + 7], at, TimeAxis(Unit("", 1))) for at in range(0, len(spans), 7)]
+    assert [bar for block in blocks for bar in bars_of(block)] == bars_in(spans)
+    assert max(map(len, blocks)) < 1500
+
+
+def test_memory_and_limit_are_one_a_rank():
+    trace = step(ranks=2)
+    header, columns = read_block(trace_block(trace, memory=[[(0, 1), (1, 5)], [(0, 2)]], limit=[3, 4]))
+    assert header["curves"] == [2, 1] and columns["curves"].tolist() == [0, 1, 1, 5, 0, 2]
+    assert header["limits"] == [3, 4]
+    with pytest.raises(ValueError, match="one curve a rank, 2 in all"):
+        trace_block(trace, memory=[[]])
+    with pytest.raises(ValueError, match="or one a rank, 2 in all"):
+        trace_block(trace, limit=[1, 2, 3])
+
+
+# -------------------------------------------------------------------------------------------------- the widget
+
+
+def test_a_feed_passes_on_every_span_and_never_disturbs_the_run():
+    spans = step().spans
+    timeline = Timeline.growing("1f1b", (1,) * 4, "simulated")
+    with Feed(timeline) as feed:
+        for span in spans:
+            feed(span)
+    assert timeline.trace.spans == spans and feed.error is None
+    with Feed(Timeline(step())) as feed:  # a finished trace cannot grow: the run does not hear of it
+        feed(spans[0])
+    assert "shows a finished trace" in str(feed.error)
+
+
+def test_a_timeline_carries_the_step_as_text_for_where_no_widget_can_be():
+    bundle = Timeline(step("gpipe"))._repr_mimebundle_()[0]
+    assert bundle["text/plain"].startswith("rank 0  F0") and "application/vnd.jupyter.widget-view+json" in bundle
+
+
+def test_what_the_reader_selects_can_be_observed():
+    timeline, heard = Timeline(step()), []
+    timeline.observe(lambda change: heard.append(change.new), names="selected")
+    timeline._hear(timeline, {"type": "select", "action": "1F3"}, [])
+    assert heard == ["1F3"]
+
+
+def test_the_script_is_small_and_fetches_nothing_and_nothing_moves():
+    code, looks = script(), stylesheet()
+    assert len(code) < 60_000 and "://" not in code + looks and "\nimport " not in code
+    assert "transition" not in looks and "animation" not in looks and "#0003" in looks
+    assert "56B4E9" not in code, "colours are written once, in palette.py"
+
+
+# ---------------------------------------------------------------------------------------------- the playground
+
+
+@pytest.mark.parametrize("name", sorted(pl.SCHEDULES))
+def test_the_answer_is_what_simulator_and_formula_say(name):
+    found = answer(Question(name, ranks=3, microbatches=4))
+    assert found.trace.makespan == pl.simulate(found.schedule, pl.Costs.uniform()).makespan
+    for what, simulated, theory in found.rows:
+        assert theory in ("", simulated), f"{name}: {what}"
+
+
+def test_an_imbalance_has_no_formula_and_says_so():
+    found = answer(Question(imbalance=1))
+    assert "equal ranks" in found.remark and all(not theory for _, _, theory in found.rows)
+    assert found.trace.makespan > answer(Question()).trace.makespan
+
+
+def test_messages_take_lanes_and_no_other_time():
+    asked = {"schedule": "zb-h1", "hop": 1}
+    with_lanes, without = answer(Question(**asked, lanes=True)).trace, answer(Question(**asked)).trace
+    assert with_lanes.makespan == without.makespan and len(with_lanes.spans) > len(without.spans)
+
+
+def test_every_control_of_the_playground_is_answered():
+    ground = Playground(Question(ranks=2, microbatches=3))
+    other = {"schedule": "zb-v", "ranks": 3, "microbatches": 5, "F": 2.0, "I": 1.5, "W": 0.5, "hop": 0.25}
+    other |= {"imbalance": 0.5, "limit": 2, "lanes": True}
+    for name, value in other.items():
+        before = ground.timeline.frame
+        ground.controls[name].value = value
+        assert ground.timeline.frame != before, name
+    assert ground.controls["chunks"].disabled and "limit 2" in ground.table.value
+
+
+def test_a_question_without_an_answer_is_told_and_the_picture_stays():
+    ground = Playground(Question("zb-auto", ranks=2, microbatches=4))
+    for name in ("F", "I", "W"):
+        ground.controls[name].value = 0.0
+    assert ground.answer.trace.makespan == 0 or ground.timeline.note
+
+
+@pytest.mark.parametrize("name", ["1f1b", "zb-h1", "interleaved", "dualpipe-v"])
+def test_step_by_step_every_rank_goes_from_blocked_to_finished(name):
+    trace = step(name, 3, 3)
+    count = len(in_order(trace))
+    for done in range(count):
+        states = {standing.state for standing in standings(trace, done)}
+        assert states & {"running", "ready"} or any("on its way" in s.why for s in standings(trace, done))
+    assert {standing.state for standing in standings(trace, count)} == {"finished"}
+
+
+def test_a_blocked_rank_names_what_it_needs():
+    first, second = standings(step("gpipe", 2, 1), 1)
+    assert (first.state, second.state) == ("blocked", "blocked")
+    assert str(first) == "rank 0: blocked: 0B0 needs 1B0, which rank 1 has not begun"
+    assert str(second) == "rank 1: blocked: what 1F0 needs is on its way until 1.5"
+
+
+# --------------------------------------------------------------------------------------------- the build mode
+
+
+@pytest.mark.parametrize("name", ["naive", "gpipe", "1f1b", "zb-h1", "zb-h2", "interleaved", "zb-v"])
+def test_every_schedule_that_can_run_can_be_built(name):
+    schedule = pl.build(name, 3, 4)
+    draft = Draft(schedule.placement, 4)
+    draft.read(schedule.to_text())
+    assert draft.schedule.rows == schedule.rows
+    assert draft.trace().makespan == pl.simulate(schedule, pl.Costs.uniform()).makespan
+    assert "legal" in draft.verdict()
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_never_refused_ends_as_a_schedule_that_can_run(split, seed):
+    draft, chance = Draft(pl.Placement.loop(3, chunks=2), 2), random.Random(seed)
+    while allowed := [choice for choice in draft.choices(split) if not choice.why_not]:
+        chosen = chance.choice(allowed)
+        draft.place(chosen.rank, str(chosen.action))
+    assert pl.validate(draft.schedule)
+    for _ in range(len(draft.placed)):
+        draft.undo()
+    assert not any(draft.schedule.rows)
+
+
+def test_a_refusal_names_place_and_remedy():
+    placement = pl.Placement.loop(2)
+    rows = ((pl.Action(0, "F", 0),), (pl.Action(1, "F", 0), pl.Action(1, "B", 0)))
+    so_far = pl.Schedule("mine", placement, 2, rows)
+    reasons = {
+        (0, "0B0"): None,
+        (0, "1F1"): "rank 0, position 1: 1F1 is misplaced: rank 1 holds stage 1; move it there",
+        (0, "0F0"): "rank 0, position 1: 0F0 is doubled: it is there already",
+        (0, "0F2"): "rank 0, position 1: 0F2 names a micro-batch that is not there; they are 0..1; leave it out",
+        (0, "0W0"): "rank 0, position 1: 0W0 needs 0I0, which is not placed yet; place it on rank 0 first",
+        (1, "1F1"): "rank 1, position 2: 1F1 needs 0F1, which is not placed yet; place it on rank 0 first",
+        (1, "1W0"): "rank 1, position 2: 1B0 is doubled by 1W0: a full backward is I and W in one; keep one form",
+    }
+    assert {(r, a): refusal(so_far, r, pl.Action.parse(a)) for r, a in reasons} == reasons
+
+
+def test_the_builder_reads_its_text_and_scores_a_whole_schedule():
+    builder = Builder(ranks=2, microbatches=2)
+    builder.rows.value = pl.build("gpipe", 2, 2).to_text()
+    assert "makespan       9" in builder.verdict.value and builder.timeline.note == "read 8 actions"
+    builder.rows.value = "0F0 0B0\n1F0 1B0 nonsense"
+    assert builder.timeline.note.startswith("refused: 'nonsense' is not an action")
+    builder._hear({"type": "undo"})
+    builder._hear({"type": "place", "rank": 0, "action": "B"})
+    assert builder.draft.schedule.rows == pl.build("gpipe", 2, 2).rows
+
+
+# ------------------------------------------------------------------------------------------- without a notebook
+
+
+def test_without_a_notebook_there_is_a_figure_and_a_text(monkeypatch):
+    for shown in (live.explore(step()), live.playground(schedule="gpipe"), live.builder()):
+        assert shown.figure.data and "simulated time" in shown.text
+    assert "makespan: 33 (formula 33)" in live.playground().text
+    limited = live.playground(limit=3)
+    assert [line.text for line in limited.figure.layout.annotations] == [
+        "limit 3"
+    ] and "rank 0 is above it" in limited.text
+    monkeypatch.setenv("PIPELAB_HEADLESS", "1")
+    assert not live.in_a_notebook()
