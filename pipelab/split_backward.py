@@ -97,23 +97,25 @@ class DeferredWeights:
         return _DeferredLinear.apply(x, _matrix(linear), linear.bias, linear, put_off)
 
 
-@torch.no_grad()
 def pay(waiting: Waiting) -> None:
     """Compute the weight and bias gradients that wait, add them to `.grad`, and empty the list."""
-    sums: dict[Tensor, Tensor] = {}
-    while waiting:
-        linear, x, grad = waiting.pop(0)
-        rows, columns = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (grad.tensor, x.tensor))
-        if linear.weight.requires_grad:
-            _add(sums, linear.weight, columns.t() @ rows if _transposed(linear) else rows.t() @ columns)
-        if linear.bias is not None and linear.bias.requires_grad:
-            _add(sums, linear.bias, rows.sum(0))
-        del x, grad  # let go of the activations one layer at a time
-    for parameter, gradient in sums.items():
-        if parameter.grad is None:
-            parameter.grad = gradient
-        else:
-            parameter.grad.add_(gradient)
+    if not waiting:
+        return  # a whole backward puts nothing off
+    with torch.no_grad():
+        sums: dict[Tensor, Tensor] = {}
+        while waiting:
+            linear, x, grad = waiting.pop(0)
+            rows, columns = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (grad.tensor, x.tensor))
+            if linear.weight.requires_grad:
+                _add(sums, linear.weight, columns.t() @ rows if _transposed(linear) else rows.t() @ columns)
+            if linear.bias is not None and linear.bias.requires_grad:
+                _add(sums, linear.bias, rows.sum(0))
+            del x, grad  # let go of the activations one layer at a time
+        for parameter, gradient in sums.items():
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad.add_(gradient)
 
 
 def _add(sums: dict[Tensor, Tensor], parameter: Tensor, gradient: Tensor) -> None:

@@ -96,9 +96,7 @@ class Stage:
 
     def backward_weight(self, microbatch: int) -> None:
         """W: add the weight gradients that I put off, and let go of the micro-batch."""
-        waiting = self._kept.pop(microbatch).waiting
-        if waiting:
-            pay(waiting)
+        pay(self._kept.pop(microbatch).waiting)
 
     def backward(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
         """B = I + W."""
