@@ -163,6 +163,22 @@ def test_ranks_at_the_end_of_a_step_are_at_a_meeting_and_no_circle():
         assert notes and {(note.awaited, note.peers) for note in notes} == {("the end of the step", (1 - rank,))}
 
 
+FACTOR = 1.0
+
+
+class Scales(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * FACTOR
+
+
+def test_a_layer_of_ones_own_still_sees_the_globals_of_its_notebook_after_a_run(monkeypatch):
+    # A class that came back from a rank would have brought the globals of that run with it.
+    given = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
+    train(nn.Sequential(nn.Linear(2, 2), Scales()), [given], pl.build("1f1b", 2, 2), transport="gloo", at=[1])
+    monkeypatch.setitem(globals(), "FACTOR", 5.0)
+    assert torch.equal(Scales()(torch.ones(2)), torch.full((2,), 5.0))
+
+
 def test_buffers_that_training_changes_come_home_too():
     def norm() -> nn.Sequential:
         torch.manual_seed(0)
