@@ -312,6 +312,21 @@ def test_a_rank_that_is_killed_and_one_that_hangs_are_named_with_what_they_did()
             train(model, [given], pl.build("1f1b", 3, 4), transport="gloo", timeout=3)
 
 
+def test_a_rank_that_hangs_after_its_last_action_is_named_and_not_those_that_wait_at_the_end_of_the_step():
+    def optimizer(parameters):
+        class Sleeps(torch.optim.SGD):
+            def step(self, closure=None):
+                time.sleep(30 if os.environ["RANK"] == "1" else 0)
+
+        return Sleeps(parameters, lr=0.1)
+
+    given = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
+    with pytest.raises(RunError, match=r"^rank 1 \(pid \d+\) gave no sign of life for 3 s") as error:
+        train(model, [given], pl.build("1f1b", 3, 4), optimizer=optimizer, transport="gloo", timeout=3)
+    assert "rank 2: waiting at the end of the step for ranks 0, 1" in error.value.report
+
+
 def test_an_output_whose_shape_does_not_follow_from_the_input_s_is_refused_and_never_misread():
     model = nn.Sequential(Grows(), nn.Identity())
     given = torch.ones(2, 3), torch.zeros(2, 3)
