@@ -59,7 +59,7 @@ class ProcessRank(Ranks):
         (worker,) = self.workers
         worker.recorder = self.resources.enter_context(watched(self.job.timeout))
         worker.recorder.names = self.members
-        self._agree(0.0)  # nobody works, or fails, before all are watched; a run without a warm-up begins here
+        self._agree(0.0)  # a run without a warm-up begins here
         return self
 
     def _transport(self, job: Job, rank: int, clock: Clock, patience: float) -> Processes:

@@ -154,18 +154,19 @@ def _launch(job: Job, batches: list[Batch], on_step: OnStep | None, feed: Feed) 
             if on_step is not None and isinstance(numbered[1], StepEnded):
                 on_step(numbered[1].step, numbered[1].loss)
 
-        run, *_ = launch(
+        (run, values), *_ = launch(
             _train_rank, job, batches, ranks=job.mesh.size, timeout=job.timeout, on_post=on_post, preload=SLOW_IMPORTS
         )
     with torch.no_grad():
-        for ours, trained in zip(_values(job.model), _values(run.model), strict=True):
+        for ours, trained in zip(_values(job.model), values, strict=True):
             ours.copy_(trained)
     return replace(run, model=job.model)
 
 
-def _train_rank(job: Job, batches: list[Batch]) -> Run | None:
+def _train_rank(job: Job, batches: list[Batch]) -> tuple[Run | None, list[Tensor]]:
     """One rank of `_launch`: what it tells is posted, with a number. Steps are told by the rank that computes the loss,
-    and the first brings the run home."""
+    and the first brings the run home, with the values of the model: were its classes, perhaps those of a notebook cell,
+    to come too, cloudpickle would give the caller's own the methods of the rank, with the globals of that moment."""
     numbers, tells = itertools.count(), int(os.environ["RANK"]) == job.program.placement.rank_of[-1]
 
     def tell(event: OfStep) -> None:
@@ -174,7 +175,7 @@ def _train_rank(job: Job, batches: list[Batch]) -> Run | None:
 
     run = run_here(job, batches, tell)
     job.model.cpu()  # the caller has no GPU in use, and gets none
-    return run if run.first else None
+    return (replace(run, model=nn.Sequential()), _values(job.model)) if run.first else (None, [])
 
 
 def _values(model: nn.Module) -> list[Tensor]:

@@ -17,8 +17,11 @@ from pipelab.launcher import launch
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def on_their_own(part, ranks):
-    """Do `part(rank, recorder)` in processes whose parent only waits; gives their exit codes by rank."""
+def on_their_own(part, ranks, late=0.0):
+    """Do `part(rank, recorder)` in processes whose parent only waits; gives their exit codes by rank.
+
+    `late` is by how many seconds the last rank starts after the others.
+    """
 
     def parent():
         import pipelab.launcher.rank
@@ -33,6 +36,7 @@ def on_their_own(part, ranks):
             os.environ["RANK"] = str(rank)
             code = 1
             try:
+                time.sleep(late if rank == ranks - 1 else 0)
                 with watched(timeout=2.0) as recorder:
                     part(rank, recorder)
                 code = 0
@@ -43,9 +47,10 @@ def on_their_own(part, ranks):
     return launch(parent, ranks=1)[0]
 
 
-def wait_for_rank_1(rank, recorder):
-    recorder.waiting(f"{rank}RECV_F5", "1SEND_F5", [1])
-    time.sleep(60)
+def store():
+    from torch.distributed import TCPStore
+
+    return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
 
 
 @pytest.fixture(autouse=True)
@@ -90,11 +95,13 @@ def die(rank, recorder):
 )
 def test_all_ranks_end_and_name_the_one_that_failed(capfd, failing, said, code):
     def part(rank, recorder):
-        recorder.running(f"{rank}F5")
         if rank == 1:
-            time.sleep(0.7)  # a beat
+            store().wait(["0 waits", "2 waits"])
+            recorder.running("1F5")
             failing(rank, recorder)
-        wait_for_rank_1(rank, recorder)
+        recorder.waiting(f"{rank}RECV_F5", "1SEND_F5", [1])
+        store().set(f"{rank} waits", "yes")
+        time.sleep(60)
 
     assert on_their_own(part, ranks=3) == [1, code, 1]
     printed = capfd.readouterr().err
@@ -103,15 +110,30 @@ def test_all_ranks_end_and_name_the_one_that_failed(capfd, failing, said, code):
     assert re.search(rf"rank 2 \(pid \d+\) on host \S+ ends: rank 1 \(pid \d+\) {said}", printed)
 
 
+@pytest.mark.parametrize("failing", [refuse, die], ids=["raises", "dies"])
+def test_no_rank_goes_on_before_all_are_watched(capfd, failing):
+    # Otherwise one that fails at once would be over and done with before the last knows of it.
+    def part(rank, recorder):
+        if rank == 1:
+            failing(rank, recorder)
+        time.sleep(60)
+
+    assert on_their_own(part, ranks=3, late=1.0) == [1, 1 if failing is refuse else -signal.SIGKILL, 1]
+    printed = capfd.readouterr().err
+    assert re.search(r"rank 2 \(pid \d+\) on host \S+ ends: rank 1 \(pid \d+\) ", printed)
+
+
+def test_a_rank_that_never_starts_is_named(capfd):
+    assert on_their_own(lambda rank, recorder: None, ranks=3, late=6.0)[:2] == [1, 1]
+    printed = capfd.readouterr().err
+    assert re.search(r"^\[rank 0\] rank 2 has not started within 2 s$", printed, re.M)
+    assert re.search(r"rank 1 \(pid \d+\) on host \S+ ends: rank 2 has not started", printed)
+
+
 def test_when_rank_0_dies_the_others_end_too(capfd):
     def part(rank, recorder):
-        from torch.distributed import TCPStore
-
-        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
         if rank == 0:
-            store.wait(["rank 1 is there"])
             os._exit(5)
-        store.set("rank 1 is there", "yes")
         time.sleep(60)
 
     assert on_their_own(part, ranks=2) == [5, 1]

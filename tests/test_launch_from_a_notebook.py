@@ -92,6 +92,22 @@ def work(limit):
     assert printed == "False [0, 0]\n"
 
 
+def test_a_class_of_a_cell_comes_back_as_itself_and_keeps_seeing_the_notebook(kernel):
+    _, client = kernel
+    defined = """
+FACTOR = 1
+
+class Scale:
+    def of(self, number):
+        return number * FACTOR
+
+scales = pl.launch(Scale, ranks=2)
+FACTOR = 5
+print([type(scale) is Scale for scale in scales], scales[0].of(2), Scale().of(2))
+"""
+    assert run(client, defined) == ("[True, True] 10 10\n", "")
+
+
 WAIT = """
 def wait():
     post([os.getpid(), os.getppid()])

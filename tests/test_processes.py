@@ -163,6 +163,22 @@ def test_ranks_at_the_end_of_a_step_are_at_a_meeting_and_no_circle():
         assert notes and {(note.awaited, note.peers) for note in notes} == {("the end of the step", (1 - rank,))}
 
 
+FACTOR = 1.0
+
+
+class Scales(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * FACTOR
+
+
+def test_a_layer_of_ones_own_still_sees_the_globals_of_its_notebook_after_a_run(monkeypatch):
+    # A class that came back from a rank would have brought the globals of that run with it.
+    given = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
+    train(nn.Sequential(nn.Linear(2, 2), Scales()), [given], pl.build("1f1b", 2, 2), transport="gloo", at=[1])
+    monkeypatch.setitem(globals(), "FACTOR", 5.0)
+    assert torch.equal(Scales()(torch.ones(2)), torch.full((2,), 5.0))
+
+
 def test_buffers_that_training_changes_come_home_too():
     def norm() -> nn.Sequential:
         torch.manual_seed(0)
@@ -294,6 +310,21 @@ def test_a_rank_that_is_killed_and_one_that_hangs_are_named_with_what_they_did()
         model = nn.Sequential(nn.Linear(2, 2), layer, nn.Linear(2, 2))
         with pytest.raises(RunError, match=sentence):
             train(model, [given], pl.build("1f1b", 3, 4), transport="gloo", timeout=3)
+
+
+def test_a_rank_that_hangs_after_its_last_action_is_named_and_not_those_that_wait_at_the_end_of_the_step():
+    def optimizer(parameters):
+        class Sleeps(torch.optim.SGD):
+            def step(self, closure=None):
+                time.sleep(30 if os.environ["RANK"] == "1" else 0)
+
+        return Sleeps(parameters, lr=0.1)
+
+    given = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
+    with pytest.raises(RunError, match=r"^rank 1 \(pid \d+\) gave no sign of life for 3 s") as error:
+        train(model, [given], pl.build("1f1b", 3, 4), optimizer=optimizer, transport="gloo", timeout=3)
+    assert "rank 2: waiting at the end of the step for ranks 0, 1" in error.value.report
 
 
 def test_an_output_whose_shape_does_not_follow_from_the_input_s_is_refused_and_never_misread():

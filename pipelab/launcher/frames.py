@@ -1,10 +1,13 @@
 """How do the caller and a rank talk? Frames on a socket: a letter, a length, the bytes."""
 
 import io
+import operator
 import pickle
 import socket
 import struct
+import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 ORDER, POST, RESULT, ERROR = b"O", b"P", b"R", b"E"
@@ -22,13 +25,34 @@ def pickler() -> Any:
     return cloudpickle
 
 
-def pack(value: Any) -> bytes:
+def pack(value: Any, pickle_module: Any = None) -> bytes:
     """Any value as bytes."""
     import torch
 
     buffer = io.BytesIO()
-    torch.save(value, buffer, pickle_module=pickler())
+    torch.save(value, buffer, pickle_module=pickle_module or pickler())
     return buffer.getvalue()
+
+
+def pack_for_caller(value: Any) -> bytes:
+    """A value of a rank as bytes; a class that came from the caller's notebook or script goes back by its name.
+
+    Were it sent whole, cloudpickle would find that the caller has this class, and give it the methods that the rank
+    had, with the globals of that moment.
+    """
+    base = pickler().Pickler
+
+    class ByName(base):  # type: ignore[misc, valid-type]
+        def reducer_override(self, value: Any) -> Any:
+            if isinstance(value, type) and value.__module__ == "__main__" and "<" not in value.__qualname__:
+                return _of_main, (value.__qualname__,)
+            return base.reducer_override(self, value) if hasattr(base, "reducer_override") else NotImplemented
+
+    return pack(value, SimpleNamespace(__name__=__name__, Pickler=ByName))
+
+
+def _of_main(name: str) -> Any:
+    return operator.attrgetter(name)(sys.modules["__main__"])
 
 
 def unpack(data: bytes) -> Any:

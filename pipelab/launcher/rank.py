@@ -40,7 +40,7 @@ class Link:
 
     def post(self, value: Any) -> None:
         """Put a value where the sender finds it."""
-        data = frames.pack(value)
+        data = frames.pack_for_caller(value)
         with self._changed:
             if len(self._posts) >= WAITING_POSTS:
                 self._posts.popleft()
@@ -122,7 +122,7 @@ def _run(order: dict[str, Any], link: Link) -> int:
     torch.set_num_threads(order["threads"])
     try:
         function, arguments = frames.unpack(order["call"])
-        result = frames.pack(function(*arguments))
+        result = frames.pack_for_caller(function(*arguments))
     except BaseException as error:
         link.finish(frames.ERROR, frames.pickled(**_told(error), time=time.time()))
         return 1
