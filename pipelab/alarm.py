@@ -68,7 +68,7 @@ class _Line:
     def __init__(self, timeout: float) -> None:
         from torch.distributed import TCPStore
 
-        ring = tempfile.NamedTemporaryFile(prefix="pipelab-notes-")  # noqa: SIM115 (until rank 0 has it open)
+        self._ring = ring = tempfile.NamedTemporaryFile(prefix="pipelab-notes-")  # noqa: SIM115 (closed when all are here)
         ring.truncate(SIZE)
         self.recorder = attached(ring.fileno(), rank=0, ranks=1)
         rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -89,6 +89,7 @@ class _Line:
         try:
             self._socket = socket.create_connection(("localhost" if rank == 0 else address, int(there)), timeout)
         except OSError as error:
+            ring.close()
             what = f"rank {rank} cannot reach rank 0 at {address}, port {there}: {error}"
             raise RunError(f"{what}; either rank 0 has ended, or a firewall closes its ports") from error
         self._socket.settimeout(None)
@@ -146,6 +147,7 @@ class _Line:
         if verdict["rank"] != self._me.rank and not returned:
             _print(f"{self._me.name}{self._me.place} ends: {verdict['sentence']}")
             time.sleep(AFTER)
+            self._ring.close()
             os._exit(1)
 
 

@@ -123,11 +123,13 @@ def test_no_rank_goes_on_before_all_are_watched(capfd, failing):
     assert re.search(r"rank 2 \(pid \d+\) on host \S+ ends: rank 1 \(pid \d+\) ", printed)
 
 
-def test_a_rank_that_never_starts_is_named(capfd):
+def test_a_rank_that_never_starts_is_named_and_nothing_is_left(capfd, monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert on_their_own(lambda rank, recorder: None, ranks=3, late=6.0)[:2] == [1, 1]
     printed = capfd.readouterr().err
     assert re.search(r"^\[rank 0\] rank 2 has not started within 2 s$", printed, re.M)
     assert re.search(r"rank 1 \(pid \d+\) on host \S+ ends: rank 2 has not started", printed)
+    assert not list(tmp_path.glob("pipelab-*"))
 
 
 def test_when_rank_0_dies_the_others_end_too(capfd):
