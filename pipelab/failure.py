@@ -123,10 +123,10 @@ def culprit(fates: Sequence[Fate]) -> Fate | None:
 
 
 def failure(fates: Sequence[Fate]) -> RunError:
-    """The error of a run in which a rank has failed."""
+    """The error of a run in which a rank has failed. What a rank tells as a RunError is a whole sentence already."""
     guilty = culprit(fates)
     assert guilty is not None, "a run failed and no rank did"
-    sentence = f"{guilty.name} {_end(guilty)}"
+    sentence = guilty.message if guilty.error == RunError.__name__ else f"{guilty.name} {_end(guilty)}"
     if guilty.secondary and (gone := [fate.rank for fate in fates if fate.returned]):
         sentence += f"; {_ranks(gone)} had returned and could not answer"
     return _error(sentence, guilty, fates, others_too=any(note.action for fate in fates for note in fate.notes))
@@ -179,12 +179,19 @@ def _error(sentence: str, guilty: Fate, fates: Sequence[Fate], others_too: bool 
     if guilty.secondary:
         parts.append(f"its error was {guilty.error}: {guilty.message}")
     if guilty.lines:
-        lines = "".join(f"\n  {line}" for line in list(guilty.lines)[-LAST_LINES:])
+        lines = "".join(f"\n  {line}" for line in _last_lines(guilty.lines))
         parts.append(f"last lines of rank {guilty.rank}:{lines}")
     error = RunError(sentence, "\n".join(parts), guilty.traceback, guilty.rank)
     if guilty.traceback:
         error.__cause__ = RankTraceback(f"\n{guilty.traceback}")
     return error
+
+
+def _last_lines(lines: Sequence[str]) -> Sequence[str]:
+    """The last lines; of a stack that begins with its innermost call, the first."""
+    stacks = [place for place, line in enumerate(lines) if "most recent call first" in line]
+    begin = max(0, stacks[-1] - 2 if stacks else len(lines) - LAST_LINES)  # why it is printed stands before it
+    return lines[begin : begin + LAST_LINES]
 
 
 def _end(fate: Fate) -> str:

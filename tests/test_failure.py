@@ -99,3 +99,17 @@ def test_a_time_out_of_virtual_ranks_tells_who_waited_for_whom():
         pl.train(model, [batch], pl.build("1f1b", 2, 1), timeout=0.1)
     assert "rank 0: waiting for 1SEND_B0 of rank 1" in e.value.report
     assert "rank 1: running 1F0" in e.value.report
+
+
+def test_of_a_stack_the_innermost_calls_are_shown_and_else_the_last_lines():
+    stack = ["before", "Current thread 0x1 (most recent call first):", *(f'  File "{n}.py"' for n in range(30))]
+    shown = failure([Fate(0, exit_code=-11, lines=stack)]).report
+    assert '"0.py"' in shown and '"29.py"' not in shown
+    printed = failure([Fate(0, exit_code=-9, lines=[f"line {n}" for n in range(30)])]).report
+    assert "line 29" in printed and "line 5\n" not in printed
+
+
+def test_what_a_rank_tells_as_a_run_error_stands_for_itself():
+    sentence = "step 0: the first value that is not finite is nan"
+    fates = [Fate(rank, error="RunError", message=sentence, time=float(rank)) for rank in (1, 0)]
+    assert failure(fates).sentence == sentence
