@@ -28,7 +28,7 @@ SHAPES = [
 ]
 FAMILY = [
     (name, ranks, microbatches, chunks)
-    for name in ("looped-bfs", "interleaved-zb", "zb-h2", "zb-v", "v-half", "v-min", "1f1b-v", "dualpipe-v")
+    for name in ("looped-bfs", "interleaved-zb", "zb-h2", "zb-v", "v-half", "v-min", "1f1b-v", "dualpipe-v", "zb-auto")
     for ranks in (1, 2, 3, 4)
     for microbatches in (1, 2, 3, 5, 8)
     for chunks in ((1, 3) if chunks_of(name) == "any" else (None,))
