@@ -27,7 +27,7 @@ def _ratio(name: str, switch: Callable[[Any, Any, bool], None], steps: int, pres
 
     from pipelab.costs import Link
     from pipelab.data import Batches, load_text
-    from pipelab.feed import Feed
+    from pipelab.feed import Feed, Started, StepBegun
     from pipelab.live import Live
     from pipelab.loss import cross_entropy
     from pipelab.lower import lower
@@ -47,6 +47,7 @@ def _ratio(name: str, switch: Callable[[Any, Any, bool], None], steps: int, pres
         blocking=False, at=None, timeout=120, fed=True,
     )  # fmt: skip
     with Feed(Live()) as feed, VirtualRanks(job, feed.put) as ranks:
+        feed.put(Started(job.program.schedule, job.mesh, job.clock, job.transport))
         ranks.reporter, reporter = None, ranks.reporter
         batch = ranks.split(0, next(iter(batches)))
         ranks.warm_up(batch)
@@ -54,6 +55,7 @@ def _ratio(name: str, switch: Callable[[Any, Any, bool], None], steps: int, pres
         def seconds(on: bool) -> float:
             switch(ranks, reporter, on)
             begin = time.process_time()
+            feed.put(StepBegun(0))
             ranks.step(batch)
             return time.process_time() - begin
 
