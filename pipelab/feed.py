@@ -11,9 +11,10 @@ Under torchrun the listener of rank 0 is called; the spans of the others come at
 A step that breaks off is told as far as it was executed; only of processes that are killed, as all others are when one
 fails or the stop button is pressed, the last tenth of a second may be missing.
 
-Nothing here waits for the listener: 1024 events have room, then the oldest are dropped and counted (`Ended.dropped`,
-and a warning). If it raises, it is not called again, training goes on, and a warning afterwards says so. Read next:
-`live`, a listener that knows the state of the run, for whoever draws it; `show.live` draws it in a terminal.
+Nothing here waits for the listener: 1024 events have room, then the oldest are dropped, to the end of their step, and
+counted (`Ended.dropped`, and a warning): no step is told with a gap that looks whole. If it raises, it is not called
+again, training goes on, and a warning afterwards says so. Read next: `live`, a listener that knows the state of the
+run, for whoever draws it; `show.live_text` draws it in a terminal.
 """
 
 import contextlib
@@ -33,6 +34,9 @@ EVERY = 0.1
 
 ROOM = 1024
 """Events that may wait for a slow listener."""
+
+BEFORE = -1
+"""The step of what is told before the first."""
 
 FAREWELL = 5.0
 """Seconds that a listener has for what is left, once the run is over."""
@@ -109,6 +113,7 @@ class Feed:
         self._events: deque[Event] = deque()
         self._room = room
         self._changed = threading.Condition()
+        self._lost = BEFORE - 1
         self._over = False
         self._failure = ""
         self._thread = threading.Thread(target=self._hand_over, name="feed", daemon=True)
@@ -133,15 +138,24 @@ class Feed:
         self._report(self.dropped + late)
 
     def put(self, event: Event) -> None:
-        """Take an event, at once; where there is no room, the oldest is dropped. Without a listener nothing happens."""
+        """Take an event, at once; without room the oldest step is dropped. Without a listener nothing happens."""
         if self._listener is None:
             return
         with self._changed:
             if len(self._events) >= self._room:
-                self._events.popleft()
+                self._drop_oldest()
+            if _step_of(event) <= self._lost:
                 self.dropped += 1
+                return
             self._events.append(event)
             self._changed.notify()
+
+    def _drop_oldest(self) -> None:
+        """Drop the oldest event and all of its step, also what is yet to come: the rest would pass for a whole step."""
+        self._lost = max(self._lost, _step_of(self._events[0]))
+        left = [event for event in self._events if _step_of(event) > self._lost]
+        self.dropped += len(self._events) - len(left)
+        self._events = deque(left)
 
     def _hand_over(self) -> None:
         assert self._listener is not None
@@ -215,6 +229,10 @@ class InOrder:
         if event.step != self._step or isinstance(event, StepBegun):
             return event.step <= self._step
         return self._begun == self._step and (isinstance(event, Spans) or min(self._told) >= self._step)
+
+
+def _step_of(event: Event) -> int:
+    return BEFORE if isinstance(event, Started | Ended) else event.step
 
 
 def _place(event: OfStep) -> tuple[int, int]:

@@ -258,6 +258,32 @@ def test_when_there_is_no_room_the_oldest_are_dropped_and_counted():
     assert heard[-1] == Ended("", 6)  # there is always room for the end
 
 
+@pytest.mark.parametrize("room", [1, 2, 5, 6, 7])
+def test_where_events_are_dropped_no_step_is_told_with_a_gap_that_looks_whole(room):
+    heard, go_on, busy = [], threading.Event(), threading.Event()
+
+    def listener(event):
+        heard.append(event)
+        busy.set()
+        go_on.wait(60)
+
+    with pytest.warns(RuntimeWarning, match="events were dropped"), Feed(listener, room=room) as events:
+        put = [
+            e
+            for s in range(9)
+            for e in (StepBegun(s), *(Spans(s, r, (), (), True) for r in (0, 1)), StepEnded(s, 0, 1))
+        ]
+        events.put(put[0])
+        busy.wait(60)
+        for event in put[1:]:
+            events.put(event)
+        go_on_later(go_on)
+    steps = [[type(e) for e in heard[:-1] if e.step == s] for s in range(9)]
+    assert {len(kinds) for kinds in steps[1:]} <= {0, 4}
+    assert steps[0] == [StepBegun]  # what followed is dropped with its end, so nobody takes it for whole
+    assert heard[-1].dropped + len(heard) - 1 == len(put)
+
+
 def go_on_later(event):
     threading.Timer(0.2, event.set).start()
 
