@@ -41,6 +41,10 @@ class Clock(Protocol):
     def wait_until(self, arrival: float) -> None:
         """Go on only at this time."""
 
+    def meet(self, exchange: Callable[[float], tuple[Result, float]]) -> tuple[Result, float, float]:
+        """In the midst of `run`, wait for other ranks: `exchange` is told the time, and gives a result and the time to
+        go on at. Gives the result, and from when to when that lasted."""
+
     def aside(self, work: Callable[[], Result]) -> tuple[Result, float, float]:
         """Do what is not the pipeline's work, such as an update: as `run`, but virtual time stands still meanwhile."""
 
@@ -51,8 +55,21 @@ class Clock(Protocol):
 class Measures(Protocol):
     """Whatever lets one rank compute at a time and tells how long that took, such as `Turn`."""
 
-    def measure(self, work: Callable[[], Result]) -> tuple[Result, float]:
-        """Wait for the turn, do the work; give its result and its seconds."""
+    def take(self) -> None:
+        """Wait for the turn."""
+
+    def give(self) -> float:
+        """Give it back; the seconds of work since it was taken."""
+
+
+def measure(turn: Measures, work: Callable[[], Result]) -> tuple[Result, float]:
+    """Wait for the turn, do the work; give its result and its seconds."""
+    turn.take()
+    try:
+        result = work()
+    finally:
+        seconds = turn.give()
+    return result, seconds
 
 
 class VirtualClock:
@@ -69,17 +86,31 @@ class VirtualClock:
     def run(self, work: Callable[[], Result]) -> tuple[Result, float, float]:
         """Do the work and let its own duration pass."""
         start = self.now
-        result, seconds = self._turn.measure(work)
-        self.now = start + seconds
+        self._turn.take()
+        try:
+            result = work()
+        finally:
+            self.now += self._turn.give()
         return result, start, self.now
 
     def wait_until(self, arrival: float) -> None:
         """Jump to the time when the message is there."""
         self.now = max(self.now, arrival)
 
+    def meet(self, exchange: Callable[[float], tuple[Result, float]]) -> tuple[Result, float, float]:
+        """Let the others have the turn while this rank waits for them, and jump to the time that all go on at."""
+        self.now += self._turn.give()
+        start = self.now
+        try:
+            result, ready = exchange(start)
+            self.now = max(start, ready)
+        finally:
+            self._turn.take()
+        return result, start, self.now
+
     def aside(self, work: Callable[[], Result]) -> tuple[Result, float, float]:
         """Do the work while virtual time stands still; its end is where it would be if time went on."""
-        result, seconds = self._turn.measure(work)
+        result, seconds = measure(self._turn, work)
         return result, self.now, self.now + seconds
 
     def settle(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
@@ -114,6 +145,13 @@ class WallClock:
         if seconds > 0:  # even a sleep of no time gives the processor away
             time.sleep(seconds)
 
+    def meet(self, exchange: Callable[[float], tuple[Result, float]]) -> tuple[Result, float, float]:
+        """Wait for the others; while a modelled link would still be busy, sleep."""
+        start = self.now
+        result, ready = exchange(start)
+        self.wait_until(ready)
+        return result, start, self.now
+
     def settle(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
         """The same: the host's times are known at once."""
         return spans, curve
@@ -135,13 +173,18 @@ class Turn:
         self._alone = alone or threading.Lock()
         fine = time.get_clock_info("thread_time").resolution <= 1e-5
         self._read = time.thread_time if device.type == "cpu" and fine else time.perf_counter
+        self._begin = 0.0
 
-    def measure(self, work: Callable[[], Result]) -> tuple[Result, float]:
-        """Wait for the turn, do the work; give its result and its duration."""
-        with self._alone:
-            begin = self._read()
-            result = work()
-            return result, self._read() - begin
+    def take(self) -> None:
+        """Wait for the turn."""
+        self._alone.__enter__()
+        self._begin = self._read()
+
+    def give(self) -> float:
+        """Give it back; the seconds of work since it was taken."""
+        seconds = self._read() - self._begin
+        self._alone.__exit__(None, None, None)
+        return seconds
 
 
 class FileLock:

@@ -31,9 +31,37 @@ class Link:
         if not self.bytes_per_second > 0:
             raise ValueError(f"bytes_per_second must be positive: got {self.bytes_per_second}")
 
-    def seconds(self, nbytes: int) -> float:
+    def seconds(self, nbytes: float) -> float:
         """Seconds from departure to arrival of a message of `nbytes` bytes."""
         return self.latency + nbytes / self.bytes_per_second
+
+    def among(self, ranks: Iterable[int]) -> "Link":
+        """The link that these global ranks share: this one, whoever they are."""
+        return self
+
+
+@dataclass(frozen=True)
+class Network:
+    """Hosts with a fast link `inside` each and a slow one `between` them; `host_of` has the host of each global rank.
+
+    Raises ValueError for no ranks.
+
+    >>> network = Network((0, 0, 1, 1), inside=Link(bytes_per_second=1e9), between=Link(bytes_per_second=1e8))
+    >>> network.among([0, 1]).bytes_per_second, network.among([1, 2]).bytes_per_second
+    (1000000000.0, 100000000.0)
+    """
+
+    host_of: tuple[int, ...]
+    inside: Link
+    between: Link
+
+    def __post_init__(self) -> None:
+        if not self.host_of:
+            raise ValueError("host_of must name the host of each global rank, as in (0, 0, 1, 1): got none")
+
+    def among(self, ranks: Iterable[int]) -> Link:
+        """The slowest link on the way around these global ranks."""
+        return self.inside if len({self.host_of[rank] for rank in ranks}) == 1 else self.between
 
 
 @dataclass(frozen=True)

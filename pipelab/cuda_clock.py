@@ -44,15 +44,20 @@ class CudaTurn:
         self._alone = alone or threading.Lock()
         self._begin, self._end = make(), make()
 
-    def measure(self, work: Callable[[], Result]) -> tuple[Result, float]:
-        """Wait for the turn, do the work; give its result and its seconds."""
-        with self._alone:
-            torch.cuda.synchronize(self._device)  # what was launched outside of any turn is not this work's
-            self._begin.record()
-            result = work()
+    def take(self) -> None:
+        """Wait for the turn."""
+        self._alone.__enter__()
+        torch.cuda.synchronize(self._device)  # what was launched outside of any turn is not this work's
+        self._begin.record()
+
+    def give(self) -> float:
+        """Give it back; the seconds of work since it was taken."""
+        try:
             self._end.record()
             self._end.synchronize()
-            return result, self._begin.elapsed_time(self._end) / 1e3
+            return float(self._begin.elapsed_time(self._end)) / 1e3
+        finally:
+            self._alone.__exit__(None, None, None)
 
 
 class Anchor(NamedTuple):
@@ -176,6 +181,12 @@ class CudaWallClock:
     def aside(self, work: Callable[[], Result]) -> tuple[Result, Any, Any]:
         """The same as `run`: the clock on the wall does not stand still, so that the timeline shows a gap."""
         return self.run(work)
+
+    def meet(self, exchange: Callable[[float], tuple[Result, float]]) -> tuple[Result, Any, Any]:
+        """Launch the exchange between two stamps: the GPU waits for the others, the host does not."""
+        start = self.stamps.take()
+        result, _ = exchange(self.now)
+        return result, start, self.stamps.take()
 
     def wait_until(self, arrival: float) -> None:
         """Sleep until then, if it is still to come."""

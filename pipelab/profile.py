@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelab.action import B, F, I, W
-from pipelab.clock import make_turn, undisturbed
+from pipelab.clock import make_turn, measure, undisturbed
 from pipelab.collector import collector_at_rest
 from pipelab.costs import Costs, Link
 from pipelab.dependencies import Value
@@ -156,7 +156,7 @@ class _Layers:
     def _run(self, seconds: dict[str, float], kind: str, work: Callable[[], Any]) -> tuple[Any, int]:
         """Do the work, note its seconds; give its result and by how many bytes more is held since."""
         before = self.meter.live
-        result, seconds[kind] = self.turn.measure(work)
+        result, seconds[kind] = measure(self.turn, work)
         return result, self.meter.live - before
 
     def _forward(

@@ -3,9 +3,10 @@
 Each layer's forward of each micro-batch starts from a seed made of (seed, step, layer, micro-batch).
 """
 
+import contextlib
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -33,12 +34,52 @@ class Randomness:
         if not self._draws.get(name, True):
             return layer(x)
         devices = [x.device] if x.is_cuda else []
-        with _GENERATOR, torch.random.fork_rng(devices=devices):
+        with _own_generators(devices):
             _seed(_key(self.seed, step, name, microbatch), devices)
             before = _states(devices)
             y = layer(x)
             self._draws[name] = any(not torch.equal(*pair) for pair in zip(before, _states(devices), strict=True))
         return y
+
+
+class _Drawing(threading.local):
+    """What this thread must put back when it no longer needs the generators; None while it does not."""
+
+    outer: tuple[list[torch.device], list[Tensor]] | None = None
+
+
+_DRAWING = _Drawing()
+
+
+@contextlib.contextmanager
+def _own_generators(devices: list[torch.device]) -> Iterator[None]:
+    """Within it nobody else draws; after it the generators are as they were."""
+    with _GENERATOR:
+        _DRAWING.outer = devices, _states(devices)
+        try:
+            yield
+        finally:
+            _restore(*_DRAWING.outer)
+            _DRAWING.outer = None
+
+
+@contextlib.contextmanager
+def others_may_draw() -> Iterator[None]:
+    """In the midst of a layer, wait for other ranks: within it the generators are theirs."""
+    outer = _DRAWING.outer
+    if outer is None:
+        yield
+        return
+    devices, states = outer
+    mine = _states(devices)
+    _restore(devices, states)
+    _GENERATOR.release()
+    try:
+        yield
+    finally:
+        _GENERATOR.acquire()
+        _DRAWING.outer = devices, _states(devices)
+        _restore(devices, mine)
 
 
 def _key(seed: int, step: int, layer: str, microbatch: int) -> int:
@@ -55,3 +96,9 @@ def _seed(key: int, devices: list[torch.device]) -> None:
 
 def _states(devices: list[torch.device]) -> list[Tensor]:
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+
+
+def _restore(devices: list[torch.device], states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for device, state in zip(devices, states[1:], strict=True):
+        torch.cuda.set_rng_state(state, device)

@@ -7,6 +7,7 @@ import torch
 
 import pipelab as pl
 from pipelab import cuda_clock
+from pipelab.clock import measure
 from pipelab.cuda_clock import CudaTurn, CudaWallClock, Stamps, closest
 from pipelab.trace import Span
 
@@ -126,5 +127,5 @@ def test_a_turn_lasts_from_event_to_event(device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: device.run())
     turn = CudaTurn(torch.device("cuda"), make=device.event)
     device.work(3.0)  # launched before the turn: not its work
-    result, seconds = turn.measure(lambda: device.work(0.125) or "done")
+    result, seconds = measure(turn, lambda: device.work(0.125) or "done")
     assert result == "done" and seconds == pytest.approx(0.125, abs=1e-9)

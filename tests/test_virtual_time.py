@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import pipelab as pl
 from pipelab import clock, stage
-from pipelab.clock import Turn, VirtualClock, WallClock, undisturbed
+from pipelab.clock import Turn, VirtualClock, WallClock, measure, undisturbed
 from pipelab.models import build_model
 
 NAMES = ["naive", "gpipe", "1f1b", "interleaved", "zb-h1"]
@@ -162,7 +162,7 @@ def test_work_on_another_thread_takes_no_virtual_time_and_sleeping_takes_none_ei
 
 
 def test_aside_virtual_time_stands_still_and_wall_time_goes_on():
-    turn = SimpleNamespace(measure=lambda work: (work(), 2.5))
+    turn = SimpleNamespace(take=lambda: None, give=lambda: 2.5)
     virtual, wall = VirtualClock(turn), WallClock()
     virtual.wait_until(1.0)
     assert virtual.aside(lambda: "updated") == ("updated", 1.0, 3.5) and virtual.now == 1.0
@@ -178,7 +178,7 @@ def test_where_processor_time_is_coarse_the_seconds_that_passed_are_taken(monkey
         get_clock_info=lambda name: SimpleNamespace(resolution=0.015),
     )
     monkeypatch.setattr(clock, "time", coarse)
-    assert Turn(torch.device("cpu")).measure(lambda: "done") == ("done", 1)
+    assert measure(Turn(torch.device("cpu")), lambda: "done") == ("done", 1)
 
 
 def test_one_rank_computes_at_a_time():
@@ -191,7 +191,7 @@ def test_one_rank_computes_at_a_time():
         most.append(len(inside))
         inside.pop()
 
-    threads = [threading.Thread(target=turn.measure, args=(work,)) for _ in range(8)]
+    threads = [threading.Thread(target=measure, args=(turn, work)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
