@@ -2,14 +2,18 @@
 
 Counted are tensors saved by autograd (parameters and buffers excluded), inputs and outputs of stages while they are
 held, and what a deferred weight gradient waits with. Two tensors that share memory count once.
+Read next: `holdings` (all that a rank holds, by cause), `memory_prediction` (the same before anything runs).
 """
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from pipelab.action import Action
+from pipelab.cuda_memory import Allocator
 
 
 class Held:
@@ -41,10 +45,20 @@ class ActivationMeter:
     (0, 4000)
     """
 
-    def __init__(self, excluded: Iterable[Tensor] = ()) -> None:
-        self._excluded = {0, *(tensor.untyped_storage().data_ptr() for tensor in excluded)}  # 0: without memory
+    def __init__(
+        self, excluded: Iterable[Tensor] = (), identity: Callable[..., int] = torch.UntypedStorage.data_ptr
+    ) -> None:
+        self._identity = identity
+        self._excluded = {0, *(identity(tensor.untyped_storage()) for tensor in excluded)}  # 0: without memory
         self._holders: dict[int, list[int]] = {}
+        self._owners: dict[int, Action | None] = {}
         self._pack = self.save  # one object, to be recognised
+        self.owner: Action | None = None
+        """The action that is being executed: what is first held meanwhile is its own, until nobody holds it."""
+        self.changes: defaultdict[Action | None, int] = defaultdict(int)
+        """By how many bytes each owner has come to hold more, or less, since this was last emptied."""
+        self.allocator: Allocator | None = None
+        """That of the rank's GPU, if it has one."""
         self.live = 0
         self.peak = 0
         self.counting = True
@@ -70,7 +84,7 @@ class ActivationMeter:
     def save(self, tensor: Tensor) -> Held | Tensor:
         """Count a tensor that autograd saves: some twenty times a block, so parameters go straight through."""
         storage = tensor.untyped_storage()
-        key = storage.data_ptr()
+        key = self._identity(storage)
         if key in self._excluded:
             return tensor
         holder = self._holders.get(key)
@@ -79,6 +93,8 @@ class ActivationMeter:
         else:
             size = storage.nbytes()
             self._holders[key] = [1, size]
+            self._owners[key] = self.owner
+            self.changes[self.owner] += size
             self.live += size
             if self.live > self.peak:
                 self.peak = self.live
@@ -93,21 +109,25 @@ class ActivationMeter:
         peak, self.peak = self.peak, self.live
         return peak
 
+    def changed(self) -> dict[Action | None, int]:
+        """`changes` since the last call, without those that came to nothing."""
+        changes = {owner: size for owner, size in self.changes.items() if size}
+        self.changes.clear()
+        return changes
+
+    def unheld(self, tensor: Tensor) -> int:
+        """The bytes of a tensor that the pipeline keeps without counting it here."""
+        storage = tensor.untyped_storage()
+        return 0 if self._identity(storage) in self._holders else storage.nbytes()
+
     def _remove(self, key: int) -> None:
         holder = self._holders[key]
         holder[0] -= 1
         if holder[0] == 0:
             self.live -= holder[1]
+            self.changes[self._owners.pop(key)] -= holder[1]
             del self._holders[key]
 
 
 def _saved(held: Held | Tensor) -> Tensor:
     return held.tensor if type(held) is Held else held  # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Activation bytes of each rank: the peak, and the curve as (time, bytes) steps on the trace's clock."""
-
-    peaks: tuple[int, ...]
-    curves: tuple[tuple[tuple[float, int], ...], ...]

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from pipelab.action import W
 from pipelab.clock import Clock, undisturbed
 from pipelab.costs import Link
+from pipelab.cuda_memory import Allocator
 from pipelab.failure import RunError
 from pipelab.feed import Reporter, Tell, nobody
 from pipelab.loss import Loss
 from pipelab.lower import Program
 from pipelab.memory import ActivationMeter
 from pipelab.mesh import Mesh
-from pipelab.optimizer import Optimizer
+from pipelab.optimizer import Optimizer, state_bytes
 from pipelab.partition import cut
 from pipelab.randomness import Randomness
 from pipelab.run import Run
@@ -91,9 +92,10 @@ class Ranks(ABC):
                     blocking=job.blocking,
                 )
             )
-        own = [[p for stage in worker.stages.values() for p in stage.layers.parameters()] for worker in self.workers]
+        own = [worker.parameters for worker in self.workers]
         self.parameters = [parameter for parameters in own for parameter in parameters]
         self.optimizers = [job.optimizer(parameters) for parameters in own if parameters and job.optimizer is not None]
+        self._states: list[int] = []
         self.resources = ExitStack()
         self.residual = 0.0
         self.tell = tell
@@ -132,6 +134,9 @@ class Ranks(ABC):
         records = self.run(batch)
         for optimizer in self.optimizers:
             optimizer.step()
+        self._states = self._states or [state_bytes(self.optimizers, worker.parameters) for worker in self.workers]
+        for record, states in zip(records, self._states, strict=True):
+            record.optimizer = states
         shares = {microbatch: share for record in records for microbatch, share in record.losses.items()}
         return self._agree(sum(shares[microbatch] for microbatch in sorted(shares)))
 
@@ -212,6 +217,8 @@ def _stages(
     for stage in own:
         slices[stage].to(job.device)
     meter = ActivationMeter(t for stage in own for t in (*slices[stage].parameters(), *slices[stage].buffers()))
+    if job.device.type == "cuda":
+        meter.allocator = Allocator(job.device)
     stages = {
         stage: job.make_stage(
             slices[stage],

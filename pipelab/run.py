@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipelab.action import Action, B, F, I, Pair, W
 from pipelab.costs import Costs, middle
 from pipelab.formulas import formula
-from pipelab.memory import Memory
+from pipelab.holdings import Memory
 from pipelab.mesh import Mesh
 from pipelab.schedule import Schedule
 from pipelab.simulate import simulate

@@ -15,9 +15,10 @@ from pipelab.clock import Clock
 from pipelab.costs import Link
 from pipelab.dependencies import T, gives, needs
 from pipelab.flight_recorder import FlightRecorder
+from pipelab.holdings import Counted, Holdings, Memory, Moment
 from pipelab.loss import count_targets
 from pipelab.lower import CARRIES, RECEIVED_FROM, Program
-from pipelab.memory import ActivationMeter, Held, Memory
+from pipelab.memory import ActivationMeter, Held
 from pipelab.schedule import Schedule
 from pipelab.stage import Stage
 from pipelab.trace import Span, Trace
@@ -53,7 +54,7 @@ class Microbatches:
 
 @dataclass
 class Record:
-    """What one rank did in one step."""
+    """What one rank did in one step; `counted`, `parameters` (by stage), `optimizer` and `buffers` are what it held."""
 
     spans: list[Span] = field(default_factory=list)
     curve: list[tuple[float, int]] = field(default_factory=list)
@@ -61,6 +62,10 @@ class Record:
     updates: list[Update] = field(default_factory=list)
     norms: dict[Action, float] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    counted: Counted = field(default_factory=Counted)
+    parameters: dict[int, int] = field(default_factory=dict)
+    optimizer: int = 0
+    buffers: int = 0
 
     @property
     def peak(self) -> int:
@@ -83,12 +88,14 @@ class Worker:
         self.meter = meter
         self.link = link
         self.blocking = blocking
+        self.parameters = [parameter for stage in stages.values() for parameter in stage.layers.parameters()]
+        self.parameter_bytes = {stage: own.parameter_bytes for stage, own in stages.items()}
         self.recorder = FlightRecorder()
         self.recording = True
         self.record = Record()
         self.at: Element | None = None
         self._values: dict[Action, tuple[Tensor, Action, Held | None]] = {}
-        self._bytes: dict[tuple[torch.Size, ...], list[tuple[int, int]]] = {}
+        self._counted: dict[tuple[torch.Size, ...], Counted] = {}
         self._sent = {(s.stage, CARRIES[s.kind]) for e in program.rows[rank] for s in parts(e) if s.kind in CARRIES}
         self._needed = {
             action: need
@@ -110,7 +117,7 @@ class Worker:
         What is held depends on shapes alone, and counting it costs up to a fifth of a small forward: bytes are counted
         in the first step of these shapes (the warm-up, as a rule), and noted again in the later ones.
         """
-        self.record = record = Record()
+        self.record = record = Record(parameters=self.parameter_bytes)
         try:
             self._execute(batch, record)
         finally:
@@ -122,9 +129,10 @@ class Worker:
 
     def _execute(self, batch: Microbatches, record: Record) -> None:
         shapes = tuple(tensor.shape for tensor in batch.inputs)
-        known = self._bytes.get(shapes)
+        known = self._counted.get(shapes)
         self.meter.counting = known is None
-        held: list[tuple[int, int]] = []
+        record.counted = counted = known or Counted()
+        moments = iter(known.moments if known else ())
         waited: Action | None = None
         for step in self.program.rows[self.rank]:
             self.at = step
@@ -135,26 +143,34 @@ class Worker:
             elif isinstance(step, Action) and step.kind == U:
                 self._update(step, batch, record)
             else:
-                span: Any
-                span, counted = self._work(step, batch, record, waited)
-                peak, live = known[len(held)] if known else counted
-                held.append((peak, live))
+                span: Any = self._work(step, batch, record, waited)
+                moment = next(moments, None) or self._count(counted)
                 if self.recording:
-                    record.curve += ((span.start, peak), (span.end, live))
+                    record.curve += ((span.start, moment.peak), (span.end, moment.live))
                 waited = None
         self.at = None
+        record.buffers = self.transport.buffers
         if self.recording:
-            self._bytes[shapes] = held
+            self._counted[shapes] = counted
 
-    def _work(
-        self, element: Element, batch: Microbatches, record: Record, waited: Action | None
-    ) -> tuple[Span, tuple[int, int]]:
-        """Compute; gives its span, and as counted the most bytes held meanwhile and those held afterwards."""
-        self.recorder.running(element)
-        self.meter.restart_peak()
-        outputs, start, end = self.clock.run(
-            lambda: [self._compute[action.kind](action, batch, record) for action in parts(element)]
+    def _count(self, counted: Counted) -> Moment:
+        """What is held now that an action has ended."""
+        staying = [t for v, (t, _, held) in self._values.items() if held is None and v[:2] not in self._sent]
+        moment = Moment(
+            peak=self.meter.restart_peak(),
+            live=self.meter.live,
+            changes=self.meter.changed(),
+            gradients=sum(s.gradient_bytes for s in self.stages.values()),
+            staying=sum(map(self.meter.unheld, staying)),
+            device=None if self.meter.allocator is None else self.meter.allocator.read(),
         )
+        counted.moments.append(moment)
+        return moment
+
+    def _work(self, element: Element, batch: Microbatches, record: Record, waited: Action | None) -> Span:
+        """Compute; gives its span."""
+        self.recorder.running(element)
+        outputs, start, end = self.clock.run(lambda: [self._perform(a, batch, record) for a in parts(element)])
         for action, output in zip(parts(element), outputs, strict=True):
             given = gives(action, self.program.schedule.stages, self.program.schedule.groups)
             if output is not None and self._is_needed(given):
@@ -163,7 +179,11 @@ class Worker:
         del outputs
         span = Span(self.rank, "compute", element, start, end, waited)
         self._note(record, span)
-        return span, (self.meter.restart_peak(), self.meter.live)
+        return span
+
+    def _perform(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
+        self.meter.owner = action
+        return self._compute[action.kind](action, batch, record)
 
     def _is_needed(self, given: Action) -> bool:
         """What the last stage makes goes nowhere, but for the tokens of generation into a round still to come."""
@@ -191,6 +211,8 @@ class Worker:
         tensor, giver, _ = self._values.pop(Action(step.stage, CARRIES[step.kind], step.microbatch))
         departure = self.clock.now
         arrival = departure + self.link.seconds(tensor.nbytes)
+        if self.meter.counting:
+            record.counted.sent[step] = tensor.nbytes
         self._note(record, Span(self.rank, "send", step, departure, arrival))
         held_up_by = self.transport.held_up_by(step)
         if held_up_by is not None:
@@ -249,9 +271,26 @@ def trace_of(schedule: Schedule, clock: str, records: Sequence[Record]) -> Trace
 
 
 def memory_of(steps: Sequence[Sequence[Record]], typical: int) -> Memory:
-    """The peak of every rank over all steps, and the curves of a typical one."""
+    """The peak of every rank over all steps, and the curves and the causes of a typical one."""
     peaks = tuple(max(records[rank].peak for records in steps) for rank in range(len(steps[0])))
-    return Memory(peaks, tuple(tuple(record.curve) for record in steps[typical]))
+    curves = tuple(tuple(record.curve) for record in steps[typical])
+    held = tuple(
+        _holdings(record, max(records[rank].buffers for records in steps), steps[-1][rank].optimizer)
+        for rank, record in enumerate(steps[typical])
+    )
+    return Memory(peaks, curves, held)
+
+
+def _holdings(record: Record, buffers: int, optimizer: int) -> Holdings:
+    updates = [span for span in record.spans if span.lane == "memory"]
+    return Holdings(
+        spans=tuple(record.spans),
+        counted=record.counted,
+        parameters=record.parameters,
+        versions=tuple((span.end, one.stage, one.held) for span, one in zip(updates, record.updates, strict=True)),
+        optimizer=optimizer,
+        buffers=buffers,
+    )
 
 
 def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int) -> Microbatches:

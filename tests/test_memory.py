@@ -12,7 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 import pipelab as pl
 from pipelab import ranks
-from pipelab.memory import ActivationMeter, Memory
+from pipelab.holdings import Memory
+from pipelab.memory import ActivationMeter
 from pipelab.models import Block, GPTConfig, build_model
 from pipelab.randomness import Randomness
 from pipelab.stage import Stage

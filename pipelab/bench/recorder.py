@@ -75,8 +75,8 @@ def _spans(ranks: Any, _: Any, on: bool) -> None:
 
 def _meter(ranks: Any, _: Any, on: bool) -> None:
     for worker in ranks.workers:
-        known = worker.__dict__.setdefault("_counted", dict(worker._bytes))
-        worker._bytes = {} if on else dict(known)
+        known = worker.__dict__.setdefault("_known", dict(worker._counted))
+        worker._counted = {} if on else dict(known)
 
 
 def _feed(ranks: Any, reporter: Any, on: bool) -> None:

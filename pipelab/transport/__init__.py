@@ -22,6 +22,9 @@ class Aborted(Exception):
 class Transport(Protocol):
     """What a worker needs of a machine."""
 
+    buffers: int
+    """Bytes of the buffers that it keeps for messages; 0 where messages need none."""
+
     def held_up_by(self, step: Action) -> Action | None:
         """The send whose message must have been taken before this one's can be handed over, if there is any."""
 

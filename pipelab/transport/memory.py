@@ -18,6 +18,7 @@ class Mailboxes:
 
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
+        self.buffers = 0
         self._changed = threading.Condition()
         self._messages: dict[Action, Message] = {}
         self._aborted = False

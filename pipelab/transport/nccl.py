@@ -35,6 +35,7 @@ class CudaSlot:
     def __init__(self, layout: Layout, device: torch.device) -> None:
         self.layout = layout
         self.tensor = torch.empty(math.prod(layout.shape), dtype=layout.dtype, device=device)
+        self.nbytes = self.tensor.nbytes
         self.free = torch.cuda.Event()
         self.free.record()
 

@@ -49,6 +49,7 @@ class Slot:
         self.bytes = torch.empty(HEADER + math.prod(layout.shape) * layout.dtype.itemsize, dtype=torch.uint8)
         self.arrival = self.bytes[:8].view(torch.float64).numpy()
         self.tensor = self.bytes[HEADER:].view(layout.dtype).view(layout.shape)
+        self.nbytes = self.bytes.nbytes
 
 
 class Line:
@@ -95,6 +96,7 @@ class Processes:
         self.layouts: dict[tuple[int, str, torch.Size], Layout] = {}
         self.shapes: list[torch.Size] = []
         self.known: set[torch.Size] = set()
+        self.buffers = 0
         self._free: dict[Layout, list[Any]] = defaultdict(list)
         self._announcements: list[tuple[Any, Tensor, Action]] = []
 
@@ -104,6 +106,7 @@ class Processes:
         self.known.update(self.shapes)
         if shapes != self.shapes:
             self._free.clear()  # buffers of other shapes are not kept for ever
+            self.buffers = 0
         self.shapes = shapes
         for line in self.incoming:
             line.coming = deque(line.sends)
@@ -208,7 +211,11 @@ class Processes:
 
     def _take(self, layout: Layout) -> Any:
         free = self._free[layout]
-        return free.pop() if free else self._new_slot(layout)
+        if free:
+            return free.pop()
+        slot = self._new_slot(layout)
+        self.buffers += slot.nbytes
+        return slot
 
     def _new_slot(self, layout: Layout) -> Any:
         return Slot(layout)

@@ -1,0 +1,212 @@
+"""What does a rank hold, when, and why? Every byte has a cause, and the causes are counted at the end of every action.
+
+    parameters      the stages' weights and buffers, as long as the run lasts; in several versions without a flush
+    gradients       one for each parameter, from its first backward of the step to the optimizer
+    optimizer       what the optimizer keeps for each parameter: of AdamW two moments
+    activations     what the backward of a micro-batch needs, from its F to its B or I
+    recompute       what R computes again, from there to B or I
+    deferred        what W multiplies, from I to W
+    communication   what is handed from stage to stage: messages under way, buffers for them, gradients that wait
+
+An action that computes needs more while it lasts, for what it makes and drops within; `memory_prediction` counts that.
+Read first: `memory` (the meter). Read next: `show.holdings` (the same as areas over time).
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pipelab.action import Action, B, F, I, W, parts
+from pipelab.cuda_memory import Reading
+from pipelab.lower import peer
+from pipelab.trace import Span
+
+PARAMETERS, GRADIENTS, OPTIMIZER = "parameters", "gradients", "optimizer"
+ACTIVATIONS, RECOMPUTE, DEFERRED, COMMUNICATION = "activations", "recompute", "deferred", "communication"
+CAUSES = (PARAMETERS, OPTIMIZER, GRADIENTS, ACTIVATIONS, RECOMPUTE, DEFERRED, COMMUNICATION)
+
+Curve = tuple[tuple[float, int], ...]
+"""(time, bytes) steps on the trace's clock: the bytes hold until the next time."""
+Microbatch = tuple[int, int]
+"""A stage, and a micro-batch on it."""
+Change = tuple[float, int]
+
+
+class Moment(NamedTuple):
+    """What a rank holds when an action has ended, and by which changes: counted in the first step of some shapes.
+
+    `peak` and `live` are bytes of activations: at most while it lasted, and in the end. `changes` has what each earlier
+    action holds more, or less, than before. `staying` are gradients for a stage of the same rank.
+    """
+
+    peak: int
+    live: int
+    changes: Mapping[Action | None, int]
+    gradients: int
+    staying: int
+    device: Reading | None = None
+
+
+@dataclass
+class Counted:
+    """The moments of a step, one for each action that computes, and the bytes of each message sent."""
+
+    moments: list[Moment] = field(default_factory=list)
+    sent: dict[Action, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """One rank in one step: what was counted, when that was, and what the rank holds all the time.
+
+    `parameters` has the bytes of each stage, `versions` what they come to with an update, as (time, stage, bytes);
+    `buffers` are those that the transport keeps, 0 where messages wait in no buffer.
+    """
+
+    spans: tuple[Span, ...]
+    counted: Counted
+    parameters: Mapping[int, int]
+    versions: tuple[tuple[float, int, int], ...] = ()
+    optimizer: int = 0
+    buffers: int = 0
+
+    def by_microbatch(self) -> dict[tuple[Microbatch, str], list[Change]]:
+        """For each micro-batch of each stage and each cause when it takes and gives back how many bytes."""
+        taken: dict[tuple[Microbatch, str], list[Change]] = defaultdict(list)
+        now: dict[Microbatch, dict[str, int]] = defaultdict(lambda: dict.fromkeys((ACTIVATIONS, RECOMPUTE, DEFERRED), 0))
+        split: set[Microbatch] = set()
+        for span, moment in zip(_compute(self.spans), self.counted.moments, strict=True):
+            for owner, size in moment.changes.items():
+                assert owner is not None
+                key = owner.stage, owner.microbatch
+                cause = DEFERRED if key in split or owner.kind in (I, W) else _CAUSE[owner.kind]
+                grows = size > 0 and owner.kind in TAKES and owner in parts(span.action)
+                taken[key, cause].append((span.start if grows else span.end, size))
+                now[key][cause] += size
+            for action in parts(span.action):
+                key = action.stage, action.microbatch
+                if action.kind == I:  # what is left now waits for W
+                    split.add(key)
+                    for cause in (ACTIVATIONS, RECOMPUTE):
+                        moved, now[key][cause] = now[key][cause], 0
+                        now[key][DEFERRED] += moved
+                        taken[key, cause].append((span.end, -moved))
+                        taken[key, DEFERRED].append((span.end, moved))
+        return taken
+
+    def by_cause(self) -> dict[str, list[Change]]:
+        """For each of `CAUSES` when it takes and gives back how many bytes; what is held all the time comes first."""
+        begin = min((span.start for span in self.spans), default=0.0)
+        taken: dict[str, list[Change]] = {cause: [(begin, 0)] for cause in CAUSES}
+        for (_, cause), changes in self.by_microbatch().items():
+            taken[cause] += changes
+        weights = dict(self.parameters)
+        taken[PARAMETERS] = [(begin, sum(weights.values()))]
+        for time, stage, held in self.versions:
+            taken[PARAMETERS].append((time, held - weights[stage]))
+            weights[stage] = held
+        taken[OPTIMIZER] = [(begin, self.optimizer)]
+        grads = staying = 0
+        for span, moment in zip(_compute(self.spans), self.counted.moments, strict=True):
+            taken[GRADIENTS].append((span.end, moment.gradients - grads))
+            taken[COMMUNICATION].append((span.end, moment.staying - staying))
+            grads, staying = moment.gradients, moment.staying
+        taken[COMMUNICATION] += [(begin, self.buffers)] if self.buffers else []
+        return taken
+
+
+TAKES = (F, "R")
+"""The kinds of action that take memory from their start on; others give back, and add gradients, at their end."""
+_CAUSE = {F: ACTIVATIONS, B: ACTIVATIONS, "R": RECOMPUTE}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What each rank held in a step: activation bytes at most and over time, and all bytes by cause.
+
+    `peaks` has the most activation bytes of each rank, over all steps, `curves` those bytes over time as (time, bytes)
+    steps on the trace's clock. `readings` has, on a GPU, what the allocator said after each action (`cuda_memory`).
+    """
+
+    peaks: tuple[int, ...]
+    curves: tuple[Curve, ...]
+    holdings: tuple[Holdings, ...] = ()
+
+    def by_cause(self, rank: int) -> dict[str, Curve]:
+        """What a rank holds over time for each of `CAUSES`: exact at the ends of actions.
+
+        What an F keeps counts from its start, all else changes at the end of an action. Messages of virtual ranks count
+        for the sender until they arrive, and then for the receiver until it takes them.
+
+        >>> import pipelab as pl, torch
+        >>> from torch import nn
+        >>> batch = torch.ones(4, 8), torch.zeros(4, dtype=torch.int64)
+        >>> run = pl.train(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), [batch], pl.build("gpipe", 2, 2))
+        >>> {cause: max(held for _, held in curve) for cause, curve in run.memory.by_cause(0).items()}["gradients"]
+        288
+        """
+        return {cause: _steps(changes) for cause, changes in self._changes(rank).items()}
+
+    def by_microbatch(self, rank: int) -> dict[Microbatch, Curve]:
+        """What a rank holds over time for each (stage, micro-batch): activations, recomputed ones, deferred inputs."""
+        taken: dict[Microbatch, list[Change]] = defaultdict(list)
+        for (key, _), changes in self.holdings[rank].by_microbatch().items():
+            taken[key] += changes
+        return {key: _steps(taken[key]) for key in sorted(taken)}
+
+    def peaks_by_cause(self, rank: int) -> dict[str, int]:
+        """The most bytes of each cause; they need not come at the same time."""
+        return {cause: max((held for _, held in curve), default=0) for cause, curve in self.by_cause(rank).items()}
+
+    def total(self, rank: int) -> Curve:
+        """All that a rank holds over time."""
+        return _steps([change for changes in self._changes(rank).values() for change in changes])
+
+    @property
+    def totals(self) -> tuple[int, ...]:
+        """The most bytes that each rank holds, of all causes together."""
+        return tuple(max(held for _, held in self.total(rank)) for rank in range(len(self.holdings)))
+
+    @property
+    def readings(self) -> tuple[tuple[tuple[float, Reading], ...], ...]:
+        """For each rank what the GPU's allocator said, as (end of an action, reading); empty on a CPU."""
+        return tuple(
+            tuple((s.end, m.device) for s, m in zip(_compute(h.spans), h.counted.moments, strict=True) if m.device)
+            for h in self.holdings
+        )
+
+    def _changes(self, rank: int) -> dict[str, list[Change]]:
+        held = self.holdings[rank]
+        taken = held.by_cause()
+        if not held.buffers:
+            taken[COMMUNICATION] += self._flights(rank)
+        return taken
+
+    def _flights(self, rank: int) -> list[Change]:
+        """The messages of a rank that needs no buffers: its own until they arrive, and those that it has yet to take."""
+        changes: list[Change] = []
+        sends = {s.action: (s, h) for h in self.holdings for s in h.spans if s.lane == "send"}
+        for span in self.holdings[rank].spans:
+            send = span.action if span.lane == "send" else peer(span.action) if span.lane == "recv" else None  # type: ignore[arg-type]
+            if send in sends:
+                sent, sender = sends[send]
+                size = sender.counted.sent.get(send, 0)  # type: ignore[arg-type]
+                begin, end = (sent.start, sent.end) if span.lane == "send" else (sent.end, max(span.end, sent.end))
+                changes += [(begin, size), (end, -size)]
+        return changes
+
+
+def _compute(spans: Iterable[Span]) -> list[Span]:
+    return [span for span in spans if span.lane == "compute"]
+
+
+def _steps(changes: Sequence[Change]) -> Curve:
+    """The sum of the changes, at each of their times once."""
+    held, curve = 0, []
+    for time, size in sorted(changes, key=lambda change: change[0]):
+        held += size
+        if curve and curve[-1][0] == time:
+            curve.pop()
+        curve.append((time, held))
+    return tuple(curve)
