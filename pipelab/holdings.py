@@ -20,17 +20,17 @@ from typing import NamedTuple
 from pipelab.action import Action, B, F, I, W, parts
 from pipelab.cuda_memory import Reading
 from pipelab.lower import peer
-from pipelab.trace import Span
+from pipelab.trace import Number, Span
 
 PARAMETERS, GRADIENTS, OPTIMIZER = "parameters", "gradients", "optimizer"
 ACTIVATIONS, RECOMPUTE, DEFERRED, COMMUNICATION = "activations", "recompute", "deferred", "communication"
 CAUSES = (PARAMETERS, OPTIMIZER, GRADIENTS, ACTIVATIONS, RECOMPUTE, DEFERRED, COMMUNICATION)
 
-Curve = tuple[tuple[float, int], ...]
+Curve = tuple[tuple[Number, int], ...]
 """(time, bytes) steps on the trace's clock: the bytes hold until the next time."""
 Microbatch = tuple[int, int]
 """A stage, and a micro-batch on it."""
-Change = tuple[float, int]
+Change = tuple[Number, int]
 
 
 class Moment(NamedTuple):
@@ -67,14 +67,14 @@ class Holdings:
     spans: tuple[Span, ...]
     counted: Counted
     parameters: Mapping[int, int]
-    versions: tuple[tuple[float, int, int], ...] = ()
+    versions: tuple[tuple[Number, int, int], ...] = ()
     optimizer: int = 0
     buffers: int = 0
 
     def by_microbatch(self) -> dict[tuple[Microbatch, str], list[Change]]:
         """For each micro-batch of each stage and each cause when it takes and gives back how many bytes."""
         taken: dict[tuple[Microbatch, str], list[Change]] = defaultdict(list)
-        now: dict[Microbatch, dict[str, int]] = defaultdict(lambda: dict.fromkeys((ACTIVATIONS, RECOMPUTE, DEFERRED), 0))
+        now: dict[Microbatch, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         split: set[Microbatch] = set()
         for span, moment in zip(_compute(self.spans), self.counted.moments, strict=True):
             for owner, size in moment.changes.items():
@@ -90,7 +90,6 @@ class Holdings:
                     split.add(key)
                     for cause in (ACTIVATIONS, RECOMPUTE):
                         moved, now[key][cause] = now[key][cause], 0
-                        now[key][DEFERRED] += moved
                         taken[key, cause].append((span.end, -moved))
                         taken[key, DEFERRED].append((span.end, moved))
         return taken
@@ -146,14 +145,14 @@ class Memory:
         >>> {cause: max(held for _, held in curve) for cause, curve in run.memory.by_cause(0).items()}["gradients"]
         288
         """
-        return {cause: _steps(changes) for cause, changes in self._changes(rank).items()}
+        return {cause: steps(changes) for cause, changes in self._changes(rank).items()}
 
     def by_microbatch(self, rank: int) -> dict[Microbatch, Curve]:
         """What a rank holds over time for each (stage, micro-batch): activations, recomputed ones, deferred inputs."""
         taken: dict[Microbatch, list[Change]] = defaultdict(list)
         for (key, _), changes in self.holdings[rank].by_microbatch().items():
             taken[key] += changes
-        return {key: _steps(taken[key]) for key in sorted(taken)}
+        return {key: steps(taken[key]) for key in sorted(taken)}
 
     def peaks_by_cause(self, rank: int) -> dict[str, int]:
         """The most bytes of each cause; they need not come at the same time."""
@@ -161,7 +160,7 @@ class Memory:
 
     def total(self, rank: int) -> Curve:
         """All that a rank holds over time."""
-        return _steps([change for changes in self._changes(rank).values() for change in changes])
+        return steps([change for changes in self._changes(rank).values() for change in changes])
 
     @property
     def totals(self) -> tuple[int, ...]:
@@ -169,7 +168,7 @@ class Memory:
         return tuple(max(held for _, held in self.total(rank)) for rank in range(len(self.holdings)))
 
     @property
-    def readings(self) -> tuple[tuple[tuple[float, Reading], ...], ...]:
+    def readings(self) -> tuple[tuple[tuple[Number, Reading], ...], ...]:
         """For each rank what the GPU's allocator said, as (end of an action, reading); empty on a CPU."""
         return tuple(
             tuple((s.end, m.device) for s, m in zip(_compute(h.spans), h.counted.moments, strict=True) if m.device)
@@ -180,30 +179,40 @@ class Memory:
         held = self.holdings[rank]
         taken = held.by_cause()
         if not held.buffers:
-            taken[COMMUNICATION] += self._flights(rank)
+            spans = [span for each in self.holdings for span in each.spans]
+            sizes = {send: size for each in self.holdings for send, size in each.counted.sent.items()}
+            taken[COMMUNICATION] += flights(spans, sizes, rank)
         return taken
-
-    def _flights(self, rank: int) -> list[Change]:
-        """The messages of a rank that needs no buffers: its own until they arrive, and those that it has yet to take."""
-        changes: list[Change] = []
-        sends = {s.action: (s, h) for h in self.holdings for s in h.spans if s.lane == "send"}
-        for span in self.holdings[rank].spans:
-            send = span.action if span.lane == "send" else peer(span.action) if span.lane == "recv" else None  # type: ignore[arg-type]
-            if send in sends:
-                sent, sender = sends[send]
-                size = sender.counted.sent.get(send, 0)  # type: ignore[arg-type]
-                begin, end = (sent.start, sent.end) if span.lane == "send" else (sent.end, max(span.end, sent.end))
-                changes += [(begin, size), (end, -size)]
-        return changes
 
 
 def _compute(spans: Iterable[Span]) -> list[Span]:
     return [span for span in spans if span.lane == "compute"]
 
 
-def _steps(changes: Sequence[Change]) -> Curve:
-    """The sum of the changes, at each of their times once."""
-    held, curve = 0, []
+def flights(spans: Iterable[Span], sizes: Mapping[Action, int], rank: int) -> list[Change]:
+    """The messages of a rank where they need no buffers: its own until they arrive, and those that it has yet to take.
+
+    `spans` are those of all ranks, `sizes` the bytes of each message by its send.
+    """
+    sends, receives = ([span for span in spans if span.lane == lane] for lane in ("send", "recv"))
+    sent = {span.action: span for span in sends}
+    changes: list[Change] = []
+    for span in (*sends, *receives):
+        send = sent[span.action if span.lane == "send" else peer(span.action)]  # type: ignore[arg-type]
+        begin, end = (send.start, send.end) if span is send else (send.end, max(send.end, span.end))
+        size = sizes.get(send.action, 0) if span.rank == rank else 0  # type: ignore[arg-type]
+        changes += [(begin, size), (end, -size)] if size else []
+    return changes
+
+
+def steps(changes: Sequence[Change]) -> Curve:
+    """The sum of the changes, at each of their times once.
+
+    >>> steps([(0, 8), (2, -8), (1, 4), (2, 1)])
+    ((0, 8), (1, 12), (2, 5))
+    """
+    held = 0
+    curve: list[Change] = []
     for time, size in sorted(changes, key=lambda change: change[0]):
         held += size
         if curve and curve[-1][0] == time:

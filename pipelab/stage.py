@@ -43,6 +43,7 @@ class Stage:
         self.randomness = randomness
         self.meter = meter
         self.watch = watch
+        self.share = weighted_loss
         self.deferred = DeferredWeights(layers, meter) if split else None
         self._kept: dict[int, _Kept] = {}
 
@@ -78,7 +79,7 @@ class Stage:
                     raise TypeError(f"layer {name} gives a {type(y).__name__}; a stage passes one tensor on")
             if self.loss is not None:
                 assert target is not None
-                y = weighted_loss(self.loss, y, target, total)
+                y = self.share(self.loss, y, target, total)
         if y.requires_grad:
             # The edge alone keeps the graph, so that the output's memory is free once it has been sent.
             kept.end = y if self.loss is not None else get_gradient_edge(y)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelab.memory import ActivationMeter
-from pipelab.optimizer import Optimizer
+from pipelab.optimizer import Optimizer, state_bytes
 from pipelab.stage import Stage
 
 
@@ -80,6 +80,11 @@ class WeightVersions:
     def bytes(self) -> int:
         """The memory of all versions that are kept now."""
         return sum(self._storages.values())
+
+    @property
+    def state_bytes(self) -> int:
+        """What the optimizer keeps by now."""
+        return 0 if self._optimizer is None else state_bytes([self._optimizer], self._parameters)
 
     def use(self, microbatch: int) -> None:
         """Give the layers the weights that this micro-batch's forward saw: the latest, when this is its forward."""

@@ -124,6 +124,8 @@ class Worker:
             record.spans, record.curve = self.clock.settle(record.spans, record.curve)
         for stage in self.stages.values():
             self._watched(stage, record)
+            if isinstance(stage, UpdatingStage):
+                record.optimizer += stage.versions.state_bytes
         assert not self._values, f"rank {self.rank} still holds {list(self._values)}"
         return record
 

@@ -1,0 +1,229 @@
+"""What does one micro-batch take on one stage? The stage itself is run on fake tensors: shapes without any memory.
+
+A fake tensor goes through the same operators as a real one, autograd and hooks included, so what is saved and dropped
+is what a run saves and drops. Every storage that an operator gives is counted until nobody has it.
+(PyTorch, "Fake tensor"; what needs numbers, such as a branch on a value, cannot be run like this.)
+Read next: `memory_prediction`.
+"""
+
+import copy
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pipelab.action import B, F, I, W
+from pipelab.loss import Loss
+from pipelab.memory import ActivationMeter
+from pipelab.optimizer import Optimizer, state_bytes
+from pipelab.randomness import Randomness
+from pipelab.stage import Stage
+
+TILE = {"cpu": 1, "cuda": 512}
+"""The bytes to which an allocator rounds up."""
+
+
+class Shape(NamedTuple):
+    """Shape and dtype of a tensor."""
+
+    size: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Shape":
+        """That of a tensor."""
+        return cls(tuple(tensor.shape), tensor.dtype)
+
+    def empty(self) -> Tensor:
+        """A tensor of this shape."""
+        return torch.empty(self.size, dtype=self.dtype)
+
+
+class Footprint(NamedTuple):
+    """What one action of one micro-batch takes on its stage, in bytes.
+
+    `rise`: how much more than before is in use while it lasts, at most, with all that it makes and drops; `peak`: the
+    same of activations alone. Afterwards `held` is kept for the micro-batch and `gradients` for the weights; `given` is
+    handed on, `taken` came in.
+    """
+
+    rise: int
+    peak: int
+    held: int
+    gradients: int
+    given: int
+    taken: int
+
+
+class LiveStorages(TorchDispatchMode):
+    """Counts the storages that operators give, from then until nobody has them: now (`live`) and at most (`peak`).
+
+    >>> with LiveStorages() as storages:
+    ...     x = torch.ones(1000).exp()
+    >>> storages.live, storages.peak
+    (4000, 8000)
+    """
+
+    def __init__(self, excluded: Iterable[Tensor] = (), tile: int = 1) -> None:
+        super().__init__()
+        self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in excluded}
+        self._tile = tile
+        self.live = self.peak = 0
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator, and count what is new in its results."""
+        result = operator(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._sizes:
+                    self._sizes[storage._cdata] = size = self.rounded(storage.nbytes())
+                    self.live += size
+                    self.peak = max(self.peak, self.live)
+                    weakref.finalize(storage, self._gone, storage._cdata).atexit = False
+        return result
+
+    def rounded(self, size: int) -> int:
+        """What the allocator takes for so many bytes."""
+        return -(-size // self._tile) * self._tile
+
+    def _gone(self, identity: int) -> None:
+        self.live -= self._sizes.pop(identity)
+
+
+class _NoDraws(Randomness):
+    """Runs layers as they are: where there are no numbers, none are random."""
+
+    def run(self, name: str, layer: Callable[[Tensor], Tensor], x: Tensor, step: int, microbatch: int) -> Tensor:
+        return layer(x)
+
+
+class FakeStage:
+    """A stage of the model on fake tensors, within `fake_mode`; `footprints` runs one micro-batch."""
+
+    def __init__(
+        self, layers: nn.Sequential, *,
+        first: bool, loss: Loss | None, split: bool, tile: int, make_stage: Callable[..., Stage] = Stage,
+    ) -> None:  # fmt: skip
+        owned = [*layers.parameters(), *layers.buffers()]
+        self.parameters = list(layers.parameters())
+        self.storages = LiveStorages(owned, tile)
+        self.meter = ActivationMeter(owned, identity=lambda storage: storage._cdata)
+        self.stage = make_stage(layers, first=first, loss=loss, split=split, randomness=_NoDraws(0), meter=self.meter)
+        self.stage.share = _share
+        self.bytes = sum(map(self._size, owned))
+
+    def footprints(self, kinds: Sequence[str], x: Shape, target: Shape | None) -> tuple[Mapping[str, Footprint], Shape]:
+        """The footprint of each action of a micro-batch, in their order, and the shape of what it gives."""
+        found = {}
+        with self.stage.attached(), self.storages:
+            for kind in kinds:
+                if kind == F:
+                    found[kind], output = self._run(self._forward, x, target)
+                else:
+                    found[kind], _ = self._run(self._backward[kind], output)
+        return found, output
+
+    def forget_gradients(self) -> None:
+        """As at the begin of a step."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _run(self, work: Callable[..., tuple[Tensor | None, Tensor | None]], *shapes: Any) -> tuple[Footprint, Any]:
+        live, held = self.storages.live, self.meter.live
+        self.storages.peak = live
+        self.meter.restart_peak()
+        taken, given = work(*shapes)
+        shape = None if given is None else Shape.of(given)
+        sizes = [0 if tensor is None else self._size(tensor) for tensor in (given, taken)]
+        del taken, given
+        gradients = sum(self._size(p.grad) for p in self.parameters if p.grad is not None)
+        return Footprint(
+            rise=self.storages.peak - live,
+            peak=self.meter.peak - held,
+            held=self.storages.live - gradients,
+            gradients=gradients,
+            given=sizes[0],
+            taken=sizes[1],
+        ), shape
+
+    def _forward(self, x: Shape, target: Shape | None) -> tuple[Tensor | None, Tensor | None]:
+        given = x.empty()
+        return given, self.stage.forward(0, given, 0, None if target is None else target.empty())
+
+    def _gradient(self, output: Shape) -> Tensor | None:
+        return None if self.stage.loss is not None else output.empty()
+
+    def _whole(self, output: Shape) -> tuple[Tensor | None, Tensor | None]:
+        gradient = self._gradient(output)
+        return gradient, self.stage.backward(0, gradient)
+
+    def _input(self, output: Shape) -> tuple[Tensor | None, Tensor | None]:
+        gradient = self._gradient(output)
+        return gradient, self.stage.backward_input(0, gradient)
+
+    def _weight(self, output: Shape) -> tuple[None, None]:
+        self.stage.backward_weight(0)
+        return None, None
+
+    @property
+    def _backward(self) -> dict[str, Callable[..., tuple[Tensor | None, Tensor | None]]]:
+        return {B: self._whole, I: self._input, W: self._weight}
+
+    def _size(self, tensor: Tensor) -> int:
+        return self.storages.rounded(tensor.untyped_storage().nbytes())
+
+
+def fake_mode() -> Any:
+    """The context in which tensors are fake."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second to import, as the first optimizer does
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def fake_copy(layers: nn.Sequential, mode: Any) -> nn.Sequential:
+    """The same layers with fake parameters and buffers; the model itself may lie on any device, also on "meta"."""
+    twins: dict[int, Any] = {}
+    with mode:
+        for parameter in layers.parameters():
+            twin = nn.Parameter(Shape.of(parameter).empty(), parameter.requires_grad)
+            twins[id(parameter)] = twin
+        for buffer in layers.buffers():
+            twins[id(buffer)] = Shape.of(buffer).empty()
+    return copy.deepcopy(layers, twins)
+
+
+def optimizer_bytes(optimizer: Optimizer, parameters: list[nn.Parameter], tile: int) -> tuple[int, int]:
+    """What an optimizer keeps for these fake parameters, and what its step takes besides, within `fake_mode`."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException
+
+    alike: dict[Shape, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.requires_grad:
+            alike.setdefault(Shape.of(parameter), []).append(parameter)
+    if not alike:
+        return 0, 0
+    some = [nn.Parameter(shape.empty()) for shape in alike]  # what is kept for a parameter depends on its shape
+    for parameter in some:
+        parameter.grad = Shape.of(parameter).empty()
+    made = optimizer(some)
+    storages = LiveStorages(some, tile)
+    with storages:
+        for _ in range(2):  # the first step makes the states
+            before = storages.live
+            storages.peak = before
+            try:
+                made.step()
+            except DataDependentOutputException:
+                break  # it looks at a number; by then it has made its states
+    kept = sum(len(alike[Shape.of(one)]) * state_bytes([made], [one]) for one in some)
+    return kept, storages.peak - before
+
+
+def _share(loss: Loss, output: Tensor, target: Tensor, total: int) -> Tensor:
+    """As `weighted_loss`, without counting targets: they have no numbers."""
+    return loss(output, target) * 0.5
