@@ -14,7 +14,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     what = (
         "simulate: actions a second of the simulators; replay: measured bubble beside the replayed one;"
         " launch: seconds until all ranks have met; runtime: step time of torch's runtime over ours;"
-        " split: (I + W) / B; recorder: a recorded step over an unrecorded one"
+        " split: (I + W) / B; recorder: a recorded step over an unrecorded one;"
+        " memory: predicted and tracked peak bytes of every rank"
     )
     command.add_argument("what", choices=list(BENCHES), help=what)
     command.add_argument("--actions", type=count, default=100_000, help="simulate: of each schedule (100000)")
@@ -84,6 +85,26 @@ def _recorders(options: argparse.Namespace) -> list[dict[str, Any]]:
     return list(tqdm(compare_recording(), total=len(SWITCHES) * len(SCHEDULES), unit="row", file=sys.stderr, delay=2))
 
 
+def _memories(options: argparse.Namespace) -> list[dict[str, Any]]:
+    from tqdm import tqdm
+
+    from pipelab.bench.memory import compare_memory
+
+    return list(tqdm(compare_memory(), unit="row", file=sys.stderr, delay=2))
+
+
+def _print_memories(rows: list[dict[str, Any]]) -> None:
+    print("peak bytes of each rank in use at once: predicted from shapes, and tracked operator by operator (MiB)")
+    mesh = f"{'mesh dp pp tp':<13} {'checkpointing':<13}"
+    print(f"{'schedule':<12} {mesh} {'rank':>4} {'predicted':>9} {'tracked':>9} {'error':>7}")
+    for row in rows:
+        case = (
+            f"{row['schedule']:<12} {' '.join(map(str, row['mesh'])):<13} {row['checkpointing']:<13} {row['rank']:>4}"
+        )
+        sizes = " ".join(f"{row[what] / 2**20:>9.3f}" for what in ("predicted", "tracked"))
+        print(f"{case} {sizes} {100 * row['error']:>+6.2f}%")
+
+
 def _print_runtimes(rows: list[dict[str, Any]]) -> None:
     from pipelab.bench.runtime import MICROBATCHES, WORKS, geometric_mean
 
@@ -149,5 +170,6 @@ BENCHES = {
     "runtime": (_runtimes, _print_runtimes),
     "split": (_splits, _print_splits),
     "recorder": (_recorders, _print_recorders),
+    "memory": (_memories, _print_memories),
 }
 """For each `what`: how its rows are measured, and printed."""
