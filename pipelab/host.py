@@ -3,6 +3,7 @@
 The facts about GPUs come from a rank that is launched to look at them: the caller itself never starts CUDA.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pipelab.failure import RunError
@@ -60,6 +62,41 @@ def look() -> dict[str, Any]:
 def cores() -> int:
     """The processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int | None:
+    """The bytes that this process and its children may still take, with the swap; None where the system says nothing.
+
+    On Linux that is what the host has left, or what the limit of its control group leaves.
+    """
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+        left = sizes["MemAvailable"] + sizes["SwapFree"]
+    except (OSError, KeyError, ValueError):
+        return None
+    return min([left, *_left_in_groups()])
+
+
+def _left_in_groups() -> list[int]:
+    """What the limits of the control groups leave: of a container, and of this process within it (version 2)."""
+    found = []
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        own = Path("/proc/self/cgroup").read_text(encoding="ascii").split("::")[1].strip().lstrip("/")
+        for group in (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup") / own):
+            with contextlib.suppress(OSError, ValueError):
+                most = int((group / "memory.max").read_text(encoding="ascii"))
+                used = int((group / "memory.current").read_text(encoding="ascii"))
+                stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+                found.append(most - used + int(stat.get("inactive_file", 0)))  # what the cache gives back
+    return found
+
+
+def free_gpu_memory() -> int | None:
+    """The bytes that the fullest GPU of this host has left, without starting CUDA here; None without nvidia-smi."""
+    answer = _answer("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
+    sizes = [int(line) * 2**20 for line in answer.split("\n") if line.strip().isdigit()]
+    return min(sizes, default=None)
 
 
 def missing(facts: Facts) -> list[dict[str, str]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipelab.asynchronous import check_stream, train_without_flush
 from pipelab.costs import Link
 from pipelab.feed import Feed, InOrder, Listener, OfStep, Spans, Started, StepBegun, StepEnded, Tell, nobody
+from pipelab.fit import check_fit
 from pipelab.launcher import launch, post
 from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import lower
@@ -59,6 +60,7 @@ def train(
     comm: str = "overlapped",
     link: Link = Link(),  # noqa: B008 (a frozen value)
     at: list[int] | None = None,
+    memory_limit: float | None = None,
     on_step: OnStep | None = None,
     feed: Listener | None = None,
     timeout: float = 600.0,
@@ -71,6 +73,8 @@ def train(
     with comm="blocking" a rank waits until each has arrived, "overlapped" goes on. A warm-up step before the first
     leaves no trace: parameters, buffers, generators and batches are as they were. With `watch` norms of activations and
     gradients are noted (`Run.norms`), and the first value that is not finite ends the run, with its layer's name.
+    A run that is predicted to need more memory than there is does not begin (see `fit`); `memory_limit` is what one
+    rank may hold, in bytes, math.inf for no such check.
     `on_step(step, loss)` is called here after each step; `feed(event)`, in a thread of its own, is told spans, memory
     and losses as they come, and can never hold the ranks up (see `pipelab.feed`).
     A schedule without a flush, such as pipedream, takes all batches at once; see `asynchronous`.
@@ -106,7 +110,12 @@ def train(
     if transport in RULES:
         check_messages(job.program, RULES[transport], blocking=job.blocking)
     launches = transport in RULES and not is_rank()
-    batches = itertools.islice(batches, steps)
+    batches = iter(itertools.islice(batches, steps))
+    first = next(batches, None)
+    if first is None:
+        raise ValueError(NO_BATCH)
+    check_fit(job, first, memory_limit)
+    batches = itertools.chain([first], batches)
     with Feed(feed if is_first() else None) as events:
         events.put(Started(schedule, mesh, job.clock, transport))
         if launches:
@@ -143,8 +152,6 @@ def run_here(job: Job, batches: Iterable[Batch], tell: Tell = nobody) -> Run:
 def _launch(job: Job, batches: list[Batch], on_step: OnStep | None, feed: Feed) -> Run:
     """Train in processes of this host, one a rank, and bring the trained model back into the caller's own."""
     cut(job.model, job.program.schedule.stages, at=job.at)  # refuses what does not fit before a process is started
-    if not batches:
-        raise ValueError(NO_BATCH)
     for step, batch in enumerate(batches):
         split_batch(step, batch, job.program.schedule.microbatches)
     with InOrder(feed, job.mesh.size) as order:

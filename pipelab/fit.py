@@ -1,0 +1,181 @@
+"""Will it fit? What a run is predicted to hold beside what there is, and what to do where it is too much.
+
+Read first: `memory_prediction`.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from math import inf
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipelab.balance import STATES
+from pipelab.holdings import PARAMETERS
+from pipelab.host import available_memory, free_gpu_memory
+from pipelab.lower import lower
+from pipelab.memory_prediction import Prediction, predict_memory
+from pipelab.ranks import Job
+from pipelab.schedules import build
+from pipelab.worker import split_batch
+from pipelab.world import is_rank
+
+LEAN = ("1f1b", "v-half", "v-min")
+"""The schedules that are tried instead, where one does not fit."""
+Batch = tuple[Tensor, Tensor]
+
+
+def check_fit(job: Job, batch: Batch, limit: float | None = None) -> None:
+    """Raise ValueError, with the remedy found, where a run of this job is predicted not to fit into memory.
+
+    `limit` bounds the bytes of each rank. Without one the bound is what the host has left, or the GPU, for all ranks
+    that share it; then nothing is predicted where a rough guess says that there is plenty, and a model that cannot be
+    predicted passes.
+    """
+    batch = _of_a_replica(job, batch)
+    room: _Limit | _Machine | None
+    if limit is not None:
+        if not limit > 0:
+            raise ValueError(f"memory_limit must be positive: got {limit:g}; leave it out for what the machine has")
+        room = _Limit(limit) if limit < inf else None
+    else:
+        left = memory_left(job)
+        room = _Machine(left) if left is not None and rough_bytes(job, batch) > left / 2 else None
+    if room is None:
+        return
+    try:
+        held = _predicted(job, batch)
+    except ValueError:
+        if limit is not None:
+            raise
+        return
+    need = room.need(job, held)
+    if need.bytes > room.bytes:
+        causes = held.causes[need.rank]
+        cause = max(causes, key=lambda cause: causes[cause])
+        what = f"{need.who} {_gib(need.bytes)} of {_gib(room.bytes)}, {cause} above all"
+        raise ValueError(f"will not fit: {what}; {_remedy(job, batch, room)}")
+
+
+class _Need(NamedTuple):
+    """What is needed in one place, by whom, and which rank's need to look at."""
+
+    bytes: int
+    who: str
+    rank: int
+
+
+class _Limit(NamedTuple):
+    """What any one rank may hold."""
+
+    bytes: float
+
+    def need(self, job: Job, held: Prediction) -> _Need:
+        """That of the fullest rank."""
+        most = max(held.totals)
+        rank = held.totals.index(most)
+        return _Need(most, f"rank {rank} needs", rank)
+
+
+class _Machine(NamedTuple):
+    """What this host, or a GPU of it, has left for the ranks that share it."""
+
+    bytes: float
+
+    def need(self, job: Job, held: Prediction) -> _Need:
+        """That of the fullest place, without the parameters that are there already."""
+        size = job.mesh.size
+        there = job.transport == "memory" and all(p.device.type == job.device.type for p in job.model.parameters())
+        totals = [
+            total - (causes[PARAMETERS] if there else 0) for total, causes in zip(held.totals, held.causes, strict=True)
+        ]
+        needs = []
+        for ranks in _sharing(job):
+            own = [job.mesh.coordinates(rank)[1] for rank in ranks if rank < size]
+            who = f"rank {ranks[0]} needs" if len(own) == 1 else f"the {len(own)} ranks that share it need"
+            needs.append(_Need(sum(totals[rank] for rank in own), who, max(own, key=lambda rank: totals[rank])))
+        return max(needs)
+
+
+def _sharing(job: Job) -> list[list[int]]:
+    """The global ranks of this host that share one memory."""
+    first, size = 0, job.mesh.size
+    if is_rank():
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        first, size = int(os.environ["RANK"]) - local, int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    places = torch.cuda.device_count() if job.device.type == "cuda" and job.transport != "memory" else 1
+    return [list(range(first + place, first + size, places)) for place in range(min(places, size))]
+
+
+def memory_left(job: Job) -> int | None:
+    """The bytes that this host has left, or for a run on GPUs the fullest of them; None where nobody says."""
+    if job.device.type == "cpu":
+        return available_memory()
+    if job.transport == "memory" or is_rank():
+        index = job.device.index or 0
+        free, _ = torch.cuda.mem_get_info(index)
+        return free + torch.cuda.memory_reserved(index) - torch.cuda.memory_allocated(index)
+    return free_gpu_memory()  # a caller of ranks leaves the GPUs alone
+
+
+def rough_bytes(job: Job, batch: Batch) -> int:
+    """More than a run holds, as a rule: every number that a matrix takes or gives, four times, for the whole batch."""
+    parameters = list(job.model.parameters())
+    features = sum(p.shape[0] + p.shape[1] for p in parameters if p.dim() >= 2)
+    inputs = batch[0]
+    places = inputs.numel() // (inputs.shape[-1] if inputs.is_floating_point() and inputs.dim() > 1 else 1)
+    itemsize = max((p.itemsize for p in parameters), default=0)
+    return STATES * sum(p.nbytes for p in parameters) + 4 * places * features * itemsize
+
+
+def _of_a_replica(job: Job, batch: Batch) -> Batch:
+    """The rows of a batch that one replica takes. Raises ValueError where it cannot be cut into the micro-batches."""
+    dp = job.mesh.dp
+    split_batch(0, batch, dp * job.program.schedule.microbatches)
+    inputs, targets = (tensor[: -(-len(tensor) // dp)] for tensor in batch)
+    return inputs, targets
+
+
+def _predicted(job: Job, batch: Batch) -> Prediction:
+    assert job.loss is not None and job.optimizer is not None
+    return predict_memory(
+        job.model, job.program.schedule, batch, job.mesh, loss=job.loss, optimizer=job.optimizer, at=job.at,
+        device=job.device.type, transport=job.transport, make_stage=job.make_stage,
+    )  # fmt: skip
+
+
+def _remedy(job: Job, batch: Batch, room: "_Limit | _Machine") -> str:
+    """What fits instead, by prediction; or what comes nearest."""
+    found = sorted((room.need(other, _predicted(other, batch)).bytes, what) for what, other in _others(job, batch))
+    fitting = [f"{what} would need {_gib(size)}" for size, what in found if size <= room.bytes]
+    if fitting:
+        return "; ".join(fitting[:2])
+    nearest = f"; nearest comes {found[0][1]}, with {_gib(found[0][0])}" if found else ""
+    return f"take smaller micro-batches, more ranks, or a smaller model{nearest}"
+
+
+def _others(job: Job, batch: Batch) -> Iterator[tuple[str, Job]]:
+    """What might fit instead: a leaner schedule, smaller micro-batches, more ranks."""
+    schedule = job.program.schedule
+    ranks, microbatches, name = schedule.ranks, schedule.microbatches, schedule.name
+    chunks = schedule.stages // ranks
+    rows = len(batch[0]) // microbatches
+    counts = sorted({2 * microbatches, rows * microbatches}) if rows > 1 else []
+    tries: list[tuple[str, str, int, int, int | None]] = [
+        *((f"{lean} instead of {name}", lean, ranks, microbatches, None) for lean in LEAN if lean != name),
+        *((f"{count} micro-batches of the same batch", name, ranks, count, chunks) for count in counts),
+        (f"{2 * ranks} ranks", name, 2 * ranks, microbatches, chunks),
+    ]
+    for what, other, pp, count, parts in tries:
+        with suppress(ValueError):  # rows from a file have no name, and not every name takes every number
+            changed = build(other, pp, count, parts)
+            if changed.stages <= len(job.model):
+                yield what, replace(job, program=lower(changed), mesh=replace(job.mesh, pp=pp), at=None)
+
+
+def _gib(size: float) -> str:
+    """Bytes in words: GiB, or MiB where that is less than one."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
