@@ -24,7 +24,9 @@ from pipelab.worker import split_batch
 from pipelab.world import is_rank
 
 LEAN = ("1f1b", "v-half", "v-min")
-"""The schedules that are tried instead, where one does not fit."""
+"""The schedules that are tried instead where one does not fit; the later take less, and longer."""
+ENOUGH = 2
+"""Remedies that are told."""
 Batch = tuple[Tensor, Tensor]
 
 
@@ -148,12 +150,18 @@ def _predicted(job: Job, batch: Batch) -> Prediction:
 
 
 def _remedy(job: Job, batch: Batch, room: "_Limit | _Machine") -> str:
-    """What fits instead, by prediction; or what comes nearest."""
-    found = sorted((room.need(other, _predicted(other, batch)).bytes, what) for what, other in _others(job, batch))
-    fitting = [f"{what} would need {_gib(size)}" for size, what in found if size <= room.bytes]
+    """The first that fit instead, by prediction; or what comes nearest."""
+    fitting, found = [], []
+    for what, other in _others(job, batch):
+        size = room.need(other, _predicted(other, batch)).bytes
+        found.append((size, what))
+        if size <= room.bytes:
+            fitting.append(f"{what} would need {_gib(size)}")
+        if len(fitting) == ENOUGH:
+            break
     if fitting:
-        return "; ".join(fitting[:2])
-    nearest = f"; nearest comes {found[0][1]}, with {_gib(found[0][0])}" if found else ""
+        return "; ".join(fitting)
+    nearest = f"; nearest comes {min(found)[1]}, with {_gib(min(found)[0])}" if found else ""
     return f"take smaller micro-batches, more ranks, or a smaller model{nearest}"
 
 
@@ -164,9 +172,11 @@ def _others(job: Job, batch: Batch) -> Iterator[tuple[str, Job]]:
     chunks = schedule.stages // ranks
     rows = len(batch[0]) // microbatches
     counts = sorted({2 * microbatches, rows * microbatches}) if rows > 1 else []
+    leaner = [(f"{lean} instead of {name}", lean, ranks, microbatches, None) for lean in LEAN if lean != name]
     tries: list[tuple[str, str, int, int, int | None]] = [
-        *((f"{lean} instead of {name}", lean, ranks, microbatches, None) for lean in LEAN if lean != name),
+        *leaner[:1],
         *((f"{count} micro-batches of the same batch", name, ranks, count, chunks) for count in counts),
+        *leaner[1:],
         (f"{2 * ranks} ranks", name, 2 * ranks, microbatches, chunks),
     ]
     for what, other, pp, count, parts in tries:

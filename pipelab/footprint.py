@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from pipelab.action import B, F, I, W
 from pipelab.loss import Loss
 from pipelab.memory import ActivationMeter
+from pipelab.models import Block
 from pipelab.optimizer import Optimizer, state_bytes
 from pipelab.randomness import Randomness
 from pipelab.stage import Stage
@@ -195,6 +196,30 @@ def fake_copy(layers: nn.Sequential, mode: Any) -> nn.Sequential:
         for buffer in layers.buffers():
             twins[id(buffer)] = Shape.of(buffer).empty()
     return copy.deepcopy(layers, twins)
+
+
+def tensor_share(layers: nn.Module, tp: int) -> None:
+    """Make fake layers what one of `tp` tensor-parallel ranks holds: its share of the heads and of the MLP's features.
+
+    Attention and MLP of pipelab's own blocks are shared (Shoeybi et al. 2019, section 3); all else is on every rank.
+    Raises ValueError where the heads cannot be shared evenly.
+    """
+    for block in (module for module in layers.modules() if isinstance(module, Block)):
+        heads = block.attention.projection.in_features // block.attention.head_width
+        if heads % tp:
+            raise ValueError(f"{heads} heads cannot be shared by tp={tp} ranks; take a divisor of {heads}")
+        linear: Any
+        for linear in map(block.get_submodule, ("attention.qkv", "mlp.up")):
+            _keep(linear, "weight", (linear.out_features // tp, linear.in_features))
+            _keep(linear, "bias", (linear.out_features // tp,))
+        for linear in map(block.get_submodule, ("attention.projection", "mlp.down")):
+            _keep(linear, "weight", (linear.out_features, linear.in_features // tp))
+
+
+def _keep(module: Any, name: str, size: tuple[int, ...]) -> None:
+    whole = getattr(module, name)
+    if whole is not None:
+        setattr(module, name, nn.Parameter(Shape(size, whole.dtype).empty(), whole.requires_grad))
 
 
 def optimizer_bytes(optimizer: Optimizer, parameters: list[nn.Parameter], tile: int) -> tuple[int, int]:

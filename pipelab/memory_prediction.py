@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipelab.action import MESSAGES, Action, B, Element, F, I, U, W, parts
 from pipelab.costs import Costs
-from pipelab.footprint import TILE, FakeStage, Footprint, Shape, fake_copy, fake_mode, optimizer_bytes
+from pipelab.footprint import TILE, FakeStage, Footprint, Shape, fake_copy, fake_mode, optimizer_bytes, tensor_share
 from pipelab.holdings import (
     ACTIVATIONS,
     CAUSES,
@@ -88,10 +88,12 @@ class Prediction:
 def predict_memory(
     model: nn.Sequential, schedule: Schedule, batch: Batch, mesh: Mesh | None = None, *,
     loss: Loss = cross_entropy, optimizer: Optimizer = adamw, at: Sequence[int] | None = None,
-    device: str = "cpu", transport: str = "memory", make_stage: Callable[..., Stage] = Stage,
+    device: str = "cpu", transport: str = "memory", make_stage: Callable[..., Stage] = Stage, zero: bool = False,
 ) -> Prediction:  # fmt: skip
     """What each rank of `train(model, [batch], schedule, mesh, ...)` will hold; nothing is computed or changed.
 
+    `batch` is what one replica takes in a step. Tensor shards divide the matrices of pipelab's blocks and what is kept
+    between them; replicas repeat all, or with `zero` divide the optimizer's states (ZeRO-1: Rajbhandari et al. 2020).
     The model and the batch may lie on the device "meta", where nothing has memory. Raises ValueError for a schedule
     without a backward, for what cannot be cut, and for layers that look at numbers.
 
@@ -109,6 +111,10 @@ def predict_memory(
     program, tile = lower(schedule), TILE[device]
     mode = fake_mode()
     slices = [fake_copy(layers, mode) for layers in cut(model, schedule.stages, at=at)]
+    if mesh.tp > 1:
+        with mode:
+            for layers in slices:
+                tensor_share(layers, mesh.tp)
     split = {action.stage for _, _, action in schedule.actions() if action.kind == W}
     last = schedule.stages - 1
     stages = [
@@ -128,7 +134,7 @@ def predict_memory(
             raise ValueError(f"the memory of this model cannot be predicted without running it ({what})") from error
     rows = [_Row(rank, program, stages, found) for rank in range(schedule.ranks)]
     for row, messages, (kept, work) in zip(rows, _messages(program, found, transport), states, strict=True):
-        row.play(messages, kept, work)
+        row.play(messages, -(-kept // mesh.dp) if zero else kept, work)
     return Prediction(
         mesh, tuple(r.worst for r in rows), tuple(dict(r.most) for r in rows), tuple(r.activations for r in rows)
     )
