@@ -77,12 +77,13 @@ class Holdings:
         now: dict[Microbatch, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         split: set[Microbatch] = set()
         for span, moment in zip(_compute(self.spans), self.counted.moments, strict=True):
+            takes = all(action.kind in TAKES for action in parts(span.action))  # and what it is given is its own now
             for owner, size in moment.changes.items():
                 assert owner is not None
                 key = owner.stage, owner.microbatch
                 cause = DEFERRED if key in split or owner.kind in (I, W) else _CAUSE[owner.kind]
-                grows = size > 0 and owner.kind in TAKES and owner in parts(span.action)
-                taken[key, cause].append((span.start if grows else span.end, size))
+                early = takes or (size > 0 and owner.kind in TAKES and owner in parts(span.action))
+                taken[key, cause].append((span.start if early else span.end, size))
                 now[key][cause] += size
             for action in parts(span.action):
                 key = action.stage, action.microbatch
