@@ -20,6 +20,7 @@ from pipelab.lower import lower
 from pipelab.memory_prediction import Prediction, predict_memory
 from pipelab.ranks import Job
 from pipelab.schedules import build
+from pipelab.units import digits
 from pipelab.worker import split_batch
 from pipelab.world import is_rank
 
@@ -188,4 +189,4 @@ def _others(job: Job, batch: Batch) -> Iterator[tuple[str, Job]]:
 
 def _gib(size: float) -> str:
     """Bytes in words: GiB, or MiB where that is less than one."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+    return f"{digits(size / 2**30)} GiB" if size >= 2**30 else f"{digits(size / 2**20)} MiB"

@@ -675,7 +675,7 @@ def test_train_suggests_a_move_after_a_poor_layout(pipelab):
         (["--balance", "best"], ["--balance", "optimal"]),
         (["--balance", "optimal", "--memory-cap", "0.001"], ["rank", "MiB of 0.00", "allow more"]),
         (["--balance", "uniform", "--memory-cap", "0"], ["--memory-cap", "positive"]),
-        (["--memory-cap", "5"], ["--memory-cap", "--balance"]),
+        (["--memory-cap", "1"], ["will not fit: rank 1 needs", "of 1 MiB", "above all", "nearest comes"]),
     ],
 )
 def test_a_cut_that_cannot_be_is_refused_before_training(more, words, pipelab):

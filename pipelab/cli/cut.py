@@ -66,7 +66,10 @@ def add_cut(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--layout", metavar="TEXT", help="cut by hand: E embedding, t block, H head, as Et*5|(tt|)*5tH"
     )
-    command.add_argument("--memory-cap", type=duration, metavar="MIB", help="what --balance may put on any rank")
+    command.add_argument(
+        "--memory-cap", type=duration, metavar="MIB",
+        help="what any rank may hold: a bound for --balance, else a run that is predicted to need more is refused",
+    )  # fmt: skip
 
 
 def find_cut(options: argparse.Namespace, model: Any, microbatch: Any, schedule: Schedule, link: "Link") -> Cut | None:
@@ -86,7 +89,7 @@ def find_cut(options: argparse.Namespace, model: Any, microbatch: Any, schedule:
             name = "pipelab train: "  # what stands before each error
             raise CommandError(error.under(f"{name}--layout ").removeprefix(name)) from None
     layers = profile(model, microbatch, device=options.device)
-    limit = float(options.memory_cap) * 2**20 if options.memory_cap else float("inf")
+    limit = memory_limit(options) or float("inf")
     if at is not None:
         found = predict("layout", tuple(at), layers, schedule, link=link, limit=limit)
     else:
@@ -94,13 +97,16 @@ def find_cut(options: argparse.Namespace, model: Any, microbatch: Any, schedule:
     return Cut(layout_text(model, found.at), found, layers)
 
 
+def memory_limit(options: argparse.Namespace) -> float | None:
+    """The bytes of --memory-cap, if it is given."""
+    return None if options.memory_cap is None else float(options.memory_cap) * 2**20
+
+
 def _refuse(options: argparse.Namespace) -> None:
     from pipelab.world import is_rank
 
     if options.balance is not None and options.layout is not None:
         raise CommandError("--balance and --layout both say where to cut; leave out one of them")
-    if options.memory_cap is not None and options.balance is None and options.layout is None:
-        raise CommandError("--memory-cap bounds what --balance or --layout puts on a rank; add one of them")
     if options.memory_cap == 0:
         raise CommandError("--memory-cap must be positive: got 0; leave it out for no limit")
     if options.balance in MEASURED and is_rank():

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelab.cli.cut import Cut, add_cut, find_cut
+from pipelab.cli.cut import Cut, add_cut, find_cut, memory_limit
 from pipelab.cli.parser import (
     CommandError,
     add_explain,
@@ -183,6 +183,7 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
             comm=options.comm,
             link=link,
             at=None if cut is None else list(cut.predicted.at),
+            memory_limit=memory_limit(options) if cut is None else None,
             on_step=on_step,
             feed=LiveText(sys.stderr) if options.live else None,
             watch=options.watch,
