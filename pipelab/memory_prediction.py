@@ -73,15 +73,16 @@ class Prediction:
         return sum(self.totals) * self.mesh.dp * self.mesh.tp
 
     def __str__(self) -> str:
-        """A line a rank, in MiB.
+        """A line a rank, in MiB, or in GiB where a rank holds one.
 
         >>> print(Prediction(Mesh(), ({"parameters": 2**20, "activations": 2**21},), ({},), (0,)))
         rank 0: 3.00 MiB = parameters 1.00 + activations 2.00
         """
+        unit, name = (2**30, "GiB") if max(self.totals) >= 2**30 else (2**20, "MiB")
         lines = []
         for rank, held in enumerate(self.causes):
-            shares = " + ".join(f"{cause} {size / 2**20:.2f}" for cause, size in held.items() if size)
-            lines.append(f"rank {rank}: {self.totals[rank] / 2**20:.2f} MiB = {shares}")
+            shares = " + ".join(f"{cause} {size / unit:.2f}" for cause, size in held.items() if size)
+            lines.append(f"rank {rank}: {self.totals[rank] / unit:.2f} {name} = {shares}")
         return "\n".join(lines)
 
 
@@ -103,7 +104,7 @@ def predict_memory(
     ...     batch = torch.zeros(64, 2**14), torch.zeros(64, dtype=torch.int64)
     >>> held = predict_memory(model, build("1f1b", 2, 4), batch)
     >>> [round(total / 2**30) for total in held.totals]
-    [9, 9]
+    [10, 10]
     """
     if schedule.forward_only:
         raise ValueError(f"{schedule.name} has no backward; memory is predicted of schedules that train")

@@ -1,10 +1,11 @@
 """How can a step be seen? As text, as a figure, as a page. Plotly is loaded when a figure or a page is made.
 
-Read in this order: `text`, `palette`, `raster`; then `timeline`, `bars`, `memory`, `waiting`; then `idle`,
-`balance`, `microbatch` and `report`.
+Read in this order: `text`, `palette`, `raster`; then `timeline`, `bars`, `memory`, `holdings`, `waiting`; then
+`idle`, `balance`, `microbatch` and `report`.
 """
 
 from pipelab.show.balance import balance_chart
+from pipelab.show.holdings import holdings_chart
 from pipelab.show.idle import idle_chart, idle_text
 from pipelab.show.memory import in_flight_curve
 from pipelab.show.microbatch import microbatch_chart
@@ -16,6 +17,7 @@ from pipelab.show.waiting import waiting
 __all__ = [
     "balance_chart",
     "compare",
+    "holdings_chart",
     "idle_chart",
     "idle_text",
     "in_flight_curve",

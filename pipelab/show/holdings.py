@@ -1,0 +1,140 @@
+"""Who holds what, and when? Stacked areas over time, one panel a rank, one column a run, one area a cause."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from pipelab.show.memory import Curve, largest_unit
+from pipelab.show.palette import EDGE, GRID, INK, PAPER
+from pipelab.trace import number
+from pipelab.units import Unit, digits, origin, time_unit
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from pipelab.run import Run
+
+CAUSE_LOOKS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
+    {
+        "parameters": ("#999999", "", "parameters"),
+        "optimizer": ("#D0D0D0", "|", "optimizer state"),
+        "gradients": ("#E69F00", "/", "gradients"),
+        "activations": ("#56B4E9", "", "activations"),
+        "recompute": ("#CC79A7", "x", "recomputed activations"),
+        "deferred": ("#2CB88A", ".", "inputs waiting for W"),
+        "communication": ("#F0E442", "\\", "messages"),
+    }
+)
+"""Colour (Okabe and Ito's and two greys) and hatch of each cause, in plotly's words, and its name; from the bottom."""
+
+MOST_RANKS = 8
+PANEL = 128
+
+
+def holdings_chart(runs: "Mapping[str, Run]", title: str | None = None) -> "go.Figure":
+    """What each rank of each run holds over time, by cause, in the run's typical step; `runs` has them by name.
+
+    A dotted line is the most that a rank holds. The title says how much that is on the fullest rank of each run. Raises
+    ValueError for no run, for runs of different numbers of ranks, and for more than 8 ranks.
+
+    >>> import pipelab as pl, torch
+    >>> batch = torch.ones(4, 256), torch.zeros(4, dtype=torch.int64)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.Linear(256, 256))
+    >>> figure = holdings_chart({"gpipe": pl.train(model, [batch], pl.build("gpipe", 2, 2))})
+    >>> figure.layout.title.text
+    'The fullest rank holds 1.008 MiB with gpipe'
+    """
+    from plotly.subplots import make_subplots
+
+    ranks = _ranks(runs)
+    unit = time_unit([run.trace for run in runs.values()])
+    most = max(max(run.memory.totals) for run in runs.values())
+    size, name = largest_unit([[(0, most)]])
+    causes = _causes(runs)
+    figure = make_subplots(
+        rows=ranks, cols=len(runs), shared_xaxes="all", shared_yaxes="all", column_titles=list(runs),
+        row_titles=[f"rank {rank}" for rank in range(ranks)], horizontal_spacing=0.02, vertical_spacing=0.1 / ranks,
+    )  # fmt: skip
+    for column, (called, run) in enumerate(runs.items(), start=1):
+        for rank in range(ranks):
+            place: dict[str, Any] = {"row": rank + 1, "col": column}
+            for area in _areas(run, rank, causes, unit, (size, name), f"{called}, rank {rank}"):
+                figure.add_trace(area.update(showlegend=(rank, column) == (0, 1)), **place)
+            peak = run.memory.totals[rank] / size
+            figure.add_hline(peak, line={"color": INK, "width": 1, "dash": "dot"}, **place)
+            figure.add_annotation(
+                text=f"{digits(peak)} {name}", x=0.995, xref="x domain", xanchor="right", y=peak, yanchor="bottom",
+                showarrow=False, font={"size": 12, "color": INK}, **place,
+            )  # fmt: skip
+    _lay_out(figure, title or _finding(runs, size, name), ranks)
+    figure.update_yaxes(range=[0, 1.2 * most / size])
+    figure.update_yaxes(title_text=name, col=1)
+    figure.update_xaxes(title_text=f"{next(iter(runs.values())).clock_label} ({unit.name})", row=ranks)
+    return figure
+
+
+def _causes(runs: "Mapping[str, Run]") -> list[str]:
+    """Those that occur in any of the runs, from the bottom."""
+    peaks = [run.memory.peaks_by_cause(rank) for run in runs.values() for rank in range(run.trace.ranks)]
+    return [cause for cause in CAUSE_LOOKS if any(held[cause] for held in peaks)]
+
+
+def _ranks(runs: "Mapping[str, Run]") -> int:
+    counts = {run.trace.ranks for run in runs.values()}
+    if len(counts) != 1 or max(counts) > MOST_RANKS:
+        raise ValueError(f"a chart of holdings shows runs of one number of ranks, at most {MOST_RANKS}: got {counts}")
+    return counts.pop()
+
+
+def _areas(
+    run: "Run", rank: int, causes: Sequence[str], unit: Unit, size: tuple[int, str], where: str
+) -> "Iterator[go.Scatter]":
+    """One area a cause, all on the times at which any of them changes."""
+    import plotly.graph_objects as go
+
+    curves, begin = run.memory.by_cause(rank), origin(run.trace)
+    times = sorted({time for curve in curves.values() for time, _ in curve} | {begin + run.trace.makespan})
+    for cause in causes:
+        colour, hatch, words = CAUSE_LOOKS[cause]
+        amounts = [held / size[0] for held in _at(curves[cause], times)]
+        yield go.Scatter(
+            x=[unit.of(number(time - begin)) for time in times], y=amounts, name=words, stackgroup="all",
+            line={"shape": "hv", "width": 0.6, "color": EDGE}, fillcolor=colour,
+            fillpattern={"shape": hatch, "fgcolor": EDGE, "fgopacity": 0.45, "size": 6, "solidity": 0.2},
+            customdata=[digits(amount) for amount in amounts],
+            hovertemplate=f"{where}: %{{customdata}} {size[1]} of {words} from %{{x:.4g}} {unit.name}<extra></extra>",
+        )  # fmt: skip
+
+
+def _at(curve: Curve, times: Sequence[Any]) -> list[int]:
+    """What is held from each of these times on."""
+    held, found, place = 0, [], 0
+    for time in times:
+        while place < len(curve) and curve[place][0] <= time:
+            held = int(curve[place][1])
+            place += 1
+        found.append(held)
+    return found
+
+
+def _finding(runs: "Mapping[str, Run]", size: int, name: str) -> str:
+    said = [f"{digits(max(run.memory.totals) / size)} {name} with {called}" for called, run in runs.items()]
+    return f"The fullest rank holds {', '.join(said)}"
+
+
+def _lay_out(figure: "go.Figure", title: str, ranks: int) -> None:
+    figure.update_layout(
+        template="plotly_white",
+        title={"text": title, "font": {"size": 20, "color": INK}, "x": 0, "xref": "paper", "y": 1, "yanchor": "top",
+               "pad": {"t": 18}},
+        height=170 + PANEL * ranks,
+        margin={"l": 64, "r": 40, "t": 120, "b": 52},
+        paper_bgcolor=PAPER,
+        plot_bgcolor=PAPER,
+        font={"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
+        legend={"orientation": "h", "x": 0, "y": 1 + 34 / (PANEL * ranks), "yanchor": "bottom", "traceorder": "normal"},
+        modebar={"remove": ["sendChartToCloud", "lasso2d", "select2d"]},
+        meta={"alt": title},
+    )  # fmt: skip
+    figure.update_xaxes(gridcolor=GRID, zeroline=False)
+    figure.update_yaxes(gridcolor=GRID, fixedrange=True)
