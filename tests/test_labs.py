@@ -97,7 +97,7 @@ def test_lab_01_holds_with_other_parameters(tmp_path, parameters):
     assert result.ok, result.error
 
 
-@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06", "11", "12"])
+@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06", "11", "12", "19"])
 def test_the_other_labs_hold_with_two_ranks_and_an_odd_number_of_micro_batches(tmp_path, number):
     lab = find_labs(number)[0]
     result = run_lab(lab, tmp_path / lab.name, {"ranks": 2, "microbatches": 5, "model": "tiny", "steps": 1})
@@ -198,6 +198,14 @@ def test_exercise_00_begins_unsolved_and_can_be_solved(name, reached):
     rows = pl.build(name, 3, 4).to_text()
     assert said("00", ["imports", "my-rows", "my-check"], my_rows=rows).endswith("\ntarget: reached\n") == reached
     assert "target: not yet" in said("00", ["imports", "my-rows", "my-check"])
+
+
+@pytest.mark.parametrize(
+    ("name", "microbatches", "reached"), [("gpipe", 8, 0), ("1f1b", 16, 1), ("v-half", 16, 2), ("zb-h1", 32, 2)]
+)
+def test_exercise_19_begins_unsolved_and_can_be_solved(name, microbatches, reached):
+    printed = said("19", ["imports", "my-choice", "my-check"], my_schedule=name, my_microbatches=microbatches)
+    assert printed.count(": reached") == reached and "2:" in printed
 
 
 EXERCISE_02 = ["imports", "ragged-word", "my-rounds", "my-check"]
