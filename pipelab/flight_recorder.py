@@ -54,16 +54,14 @@ class FlightRecorder:
     def __init__(self, memory: memoryview | None = None) -> None:
         self._memory = memoryview(bytearray(SIZE)) if memory is None else memory
         self._written = self.count
-        self.names: Sequence[int] | None = None
-        """The global rank of each rank that the notes name, where the two differ."""
 
     def running(self, action: object) -> None:
         """Note that the rank now does `action`."""
         self._write(0, str(action).encode(), b"", b"", 0)
 
     def waiting(self, action: object, awaited: object = "", peers: Sequence[int] = ()) -> None:
-        """Note that the rank stands at `action` until the ranks `peers` have done `awaited`."""
-        named = array("H", (peers if self.names is None else [self.names[peer] for peer in peers])[:MOST_PEERS])
+        """Note that the rank stands at `action` until the (global) ranks `peers` have done `awaited`."""
+        named = array("H", peers[:MOST_PEERS])
         self._write(1, str(action).encode(), str(awaited).encode(), named.tobytes(), len(named))
 
     def meeting(self, action: object, peers: Sequence[int]) -> None:

@@ -5,7 +5,7 @@ Read next: `virtual_ranks` (all ranks are threads of this process), `process_ran
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from pipelab.action import W
 from pipelab.clock import Clock, undisturbed
-from pipelab.costs import Link
+from pipelab.collectives import Group
+from pipelab.costs import Link, Network
 from pipelab.failure import RunError
 from pipelab.feed import Reporter, Tell, nobody
 from pipelab.loss import Loss
@@ -28,6 +29,7 @@ from pipelab.partition import cut
 from pipelab.randomness import Randomness
 from pipelab.run import Run
 from pipelab.stage import Stage
+from pipelab.tensor_parallel import shard, sharded_loss
 from pipelab.trace import median_trace
 from pipelab.transport import Transport
 from pipelab.watch import Watch, first_finding
@@ -52,7 +54,7 @@ class Job:
     optimizer: Optimizer | None = None
     seed: int = 0
     transport: str = "memory"
-    link: Link = Link()  # noqa: RUF009 (a frozen value)
+    link: Link | Network = Link()  # noqa: RUF009 (a frozen value)
     blocking: bool = False
     at: list[int] | None = None
     timeout: float = 600.0
@@ -62,6 +64,20 @@ class Job:
     """Whether somebody listens: then every rank tells what it does (see `feed`)."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where one rank of a run stands: its global rank, what carries its messages, its clock, and its seats.
+
+    `tp` and `dp` are its groups along these axes, None along an axis of one.
+    """
+
+    global_rank: int
+    transport: Transport
+    clock: Clock
+    tp: Group | None = None
+    dp: Group | None = None
+
+
 class Ranks(ABC):
     """The ranks of a run that live in this process; a context, so that all they take is given back.
 
@@ -69,28 +85,12 @@ class Ranks(ABC):
     what the ranks do is told to `tell` while they do it.
     """
 
-    def __init__(
-        self, job: Job, ranks: Iterable[int], transport: Transport, clocks: Iterable[Clock], tell: Tell = nobody
-    ) -> None:
+    def __init__(self, job: Job, places: Iterable[Place], tell: Tell = nobody) -> None:
         self.job = job
         self.history: list[list[Record]] = []
         self.slices = cut(job.model, job.program.schedule.stages, at=job.at)
         randomness = Randomness(job.seed)
-        self.workers = []
-        for rank, clock in zip(ranks, clocks, strict=True):
-            stages, meter = _stages(job, rank, self.slices, randomness)
-            self.workers.append(
-                Worker(
-                    rank,
-                    job.program,
-                    stages,
-                    transport=transport,
-                    clock=clock,
-                    meter=meter,
-                    link=job.link,
-                    blocking=job.blocking,
-                )
-            )
+        self.workers = [self._worker(place, randomness) for place in places]
         own = [[p for stage in worker.stages.values() for p in stage.layers.parameters()] for worker in self.workers]
         self.parameters = [parameter for parameters in own for parameter in parameters]
         self.optimizers = [job.optimizer(parameters) for parameters in own if parameters and job.optimizer is not None]
@@ -111,9 +111,27 @@ class Ranks(ABC):
     def __exit__(self, *exception: object) -> None:
         self.resources.__exit__(*exception)  # type: ignore[arg-type]
 
+    def _worker(self, place: Place, randomness: Randomness) -> Worker:
+        job, mesh = self.job, self.job.mesh
+        replica, rank, shard = mesh.coordinates(place.global_rank)
+        stages, meter = _stages(job, place, self._layers(replica, rank, shard), randomness)
+        return Worker(
+            rank, job.program, stages, transport=place.transport, clock=place.clock, meter=meter, link=job.link,
+            members=mesh.group("pp", place.global_rank), blocking=job.blocking, tp=place.tp, dp=place.dp,
+        )  # fmt: skip
+
+    def _layers(self, replica: int, rank: int, shard: int) -> dict[int, nn.Sequential]:
+        """The uncut layers of each stage of a rank, to have for itself."""
+        return {stage: self.slices[stage] for stage in self.job.program.placement.stages_on(rank)}
+
+    def _own(self, worker: Worker, batch: Microbatches) -> Microbatches:
+        """The micro-batches of a worker's replica."""
+        replica, _, _ = self.job.mesh.coordinates(worker.global_rank)
+        return batch.of_replica(replica, self.job.mesh.dp)
+
     def split(self, step: int, batch: tuple[Tensor, Tensor]) -> Microbatches:
-        """The micro-batches of a step, on the run's device."""
-        return split_batch(step, batch, self.job.program.schedule.microbatches).to(self.job.device)
+        """The micro-batches of a step, those of all replicas, on the run's device."""
+        return split_batch(step, batch, self.job.mesh.dp * self.job.program.schedule.microbatches).to(self.job.device)
 
     def warm_up(self, batch: Microbatches) -> None:
         """One step whose gradients and buffers are thrown away: first calls are slow and would be read as bubbles."""
@@ -145,8 +163,15 @@ class Ranks(ABC):
 
     def measured(self, records: list[list[Record]], losses: list[float], versions: Versions | None = None) -> Run:
         """What the run measured, from what was collected."""
-        job, schedule = self.job, self.job.program.schedule
-        traces = [trace_of(schedule, job.clock, of_step) for of_step in records]
+        job, schedule, mesh = self.job, self.job.program.schedule, self.job.mesh
+        pipelines = {
+            (dp, tp): mesh.group("pp", mesh.global_rank(dp=dp, tp=tp)) for dp in range(mesh.dp) for tp in range(mesh.tp)
+        }
+        replicas = {
+            key: [trace_of(schedule, job.clock, [of_step[member] for member in members]) for of_step in records]
+            for key, members in pipelines.items()
+        }
+        traces = replicas[0, 0]
         typical = median_trace(traces)
         return Run(
             schedule=schedule,
@@ -154,7 +179,9 @@ class Ranks(ABC):
             losses=losses,
             traces=traces,
             trace=typical,
-            memory=memory_of(records, traces.index(typical)),
+            memory=memory_of(records, traces.index(typical), pipelines[0, 0]),
+            replicas=replicas,
+            traffic=tuple(tuple(record.traffic for record in of_step) for of_step in records),
             model=job.model,
             pids=self.pids,
             first=is_first(),
@@ -203,28 +230,50 @@ class Ranks(ABC):
 
 
 def _stages(
-    job: Job, rank: int, slices: list[nn.Sequential], randomness: Randomness
+    job: Job, place: Place, uncut: Mapping[int, nn.Sequential], randomness: Randomness
 ) -> tuple[dict[int, Stage], ActivationMeter]:
     """The stages of a rank, and the meter that counts what they keep."""
     schedule = job.program.schedule
     split = {action.stage for _, _, action in schedule.actions() if action.kind == W}
-    own = schedule.placement.stages_on(rank)
-    for stage in own:
-        slices[stage].to(job.device)
-    meter = ActivationMeter(t for stage in own for t in (*slices[stage].parameters(), *slices[stage].buffers()))
+    sharded = uncut if place.tp is None else {stage: shard(layers, place.tp) for stage, layers in uncut.items()}
+    own = {stage: layers.to(job.device) for stage, layers in sharded.items()}
+    meter = ActivationMeter(tensor for layers in own.values() for tensor in (*layers.parameters(), *layers.buffers()))
     stages = {
         stage: job.make_stage(
-            slices[stage],
+            layers,
             first=stage == 0,
-            loss=job.loss if stage == schedule.stages - 1 else None,
+            loss=_loss(job, place, layers) if stage == schedule.stages - 1 else None,
             split=stage in split,
             randomness=randomness,
             meter=meter,
-            watch=Watch(rank, stage) if job.watch else None,
+            watch=Watch(place.global_rank, stage) if job.watch else None,
         )
-        for stage in own
+        for stage, layers in own.items()
     }
     return stages, meter
+
+
+def _loss(job: Job, place: Place, layers: nn.Sequential) -> Loss | None:
+    """The loss of the last stage, whose output may be sharded."""
+    return job.loss if place.tp is None or job.loss is None else sharded_loss(job.loss, layers, place.tp)
+
+
+def state(layers: nn.Module) -> dict[str, Tensor]:
+    """What training changes in layers, by name: parameters and buffers."""
+    return {**dict(layers.named_parameters()), **dict(layers.named_buffers())}
+
+
+def joined(shards: Sequence[Mapping[str, Tensor]], dims: Mapping[str, int]) -> dict[str, Tensor]:
+    """The whole of what tensor shards hold: side by side along `dims`; what has none is the same on all.
+
+    >>> joined([{"weight": torch.zeros(1, 2)}, {"weight": torch.ones(1, 2)}], {"weight": 0})
+    {'weight': tensor([[0., 0.],
+            [1., 1.]])}
+    """
+    return {
+        name: torch.cat([one[name] for one in shards], dims[name]) if name in dims else tensor
+        for name, tensor in shards[0].items()
+    }
 
 
 def _cores() -> int:

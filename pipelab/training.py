@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelab.asynchronous import check_stream, train_without_flush
-from pipelab.costs import Link
+from pipelab.costs import Link, Network
 from pipelab.feed import Feed, InOrder, Listener, OfStep, Spans, Started, StepBegun, StepEnded, Tell, nobody
 from pipelab.launcher import launch, post
 from pipelab.loss import Loss, cross_entropy
@@ -57,7 +57,7 @@ def train(
     transport: str = "memory",
     clock: str | None = None,
     comm: str = "overlapped",
-    link: Link = Link(),  # noqa: B008 (a frozen value)
+    link: Link | Network = Link(),  # noqa: B008 (a frozen value)
     at: list[int] | None = None,
     on_step: OnStep | None = None,
     feed: Listener | None = None,
@@ -66,13 +66,14 @@ def train(
 ) -> Run:
     """Train `model`, cut into the schedule's stages, one step per batch; it is changed in place, as training does.
 
-    `batches` gives (inputs, targets); each is cut into the schedule's M micro-batches. `steps` bounds how many are
-    taken. `at` cuts the model by hand (first layer of each stage after the first). `link` models the time of messages;
-    with comm="blocking" a rank waits until each has arrived, "overlapped" goes on. A warm-up step before the first
-    leaves no trace: parameters, buffers, generators and batches are as they were. With `watch` norms of activations and
-    gradients are noted (`Run.norms`), and the first value that is not finite ends the run, with its layer's name.
-    `on_step(step, loss)` is called here after each step; `feed(event)`, in a thread of its own, is told spans, memory
-    and losses as they come, and can never hold the ranks up (see `pipelab.feed`).
+    `batches` gives (inputs, targets); each is cut into the schedule's M micro-batches, on a mesh with replicas into dp
+    x M: replica 0 takes the first M. `steps` bounds how many are taken. `at` cuts the model by hand (first layer of
+    each stage after the first). `link` models the time of messages and collectives (a `Network`: fast within a host,
+    slow between); with comm="blocking" a rank waits until each has arrived, "overlapped" goes on. A warm-up step before
+    the first leaves no trace: parameters, buffers, generators and batches are as they were. With `watch` norms of
+    activations and gradients are noted (`Run.norms`), and the first value that is not finite ends the run, with its
+    layer's name. `on_step(step, loss)` is called here after each step; `feed(event)`, in a thread of its own, is told
+    spans, memory and losses as they come, and can never hold the ranks up (see `pipelab.feed`).
     A schedule without a flush, such as pipedream, takes all batches at once; see `asynchronous`.
 
     transport="memory" plays all ranks in this process. With "gloo" (CPU) or "nccl" (a GPU each) they are processes: in
@@ -95,11 +96,11 @@ def train(
     if not schedule.flush:
         check_stream(schedule, watch)
     mesh = mesh or Mesh(pp=schedule.ranks)
-    _refuse_mesh(mesh, schedule)
+    _refuse_mesh(mesh, schedule, link)
     device = torch.device(device)
     _refuse_machine(transport, device, comm, mesh, clock, link)
     job = Job(
-        model=model, program=lower(schedule), mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
+        model=model, program=lower(schedule, mesh), mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
         transport=transport, clock=clock or CLOCKS[transport], link=link, blocking=comm == "blocking", at=at,
         timeout=timeout, watch=watch, fed=feed is not None,
     )  # fmt: skip
@@ -146,7 +147,7 @@ def _launch(job: Job, batches: list[Batch], on_step: OnStep | None, feed: Feed) 
     if not batches:
         raise ValueError(NO_BATCH)
     for step, batch in enumerate(batches):
-        split_batch(step, batch, job.program.schedule.microbatches)
+        split_batch(step, batch, job.mesh.dp * job.program.schedule.microbatches)
     with InOrder(feed, job.mesh.size) as order:
 
         def on_post(rank: int, numbered: tuple[int, OfStep]) -> None:
@@ -183,14 +184,21 @@ def _values(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.state_dict().values()]
 
 
-def _refuse_mesh(mesh: Mesh, schedule: Schedule) -> None:
+def _refuse_mesh(mesh: Mesh, schedule: Schedule, link: Link | Network) -> None:
     if mesh.pp != schedule.ranks:
         raise ValueError(f"the mesh has pp={mesh.pp} and the schedule {schedule.ranks} ranks; make them equal")
-    if mesh.dp != 1 or mesh.tp != 1:
-        raise ValueError(f"train runs pipelines only as yet: got dp={mesh.dp}, tp={mesh.tp}; leave both at 1")
+    if not schedule.flush and (mesh.dp, mesh.tp) != (1, 1):
+        raise ValueError(
+            f"{schedule.name} updates its weights after each micro-batch, so nothing is summed over replicas or shards:"
+            f" got dp={mesh.dp}, tp={mesh.tp}; leave both at 1, or take 1f1b"
+        )
+    if isinstance(link, Network) and len(link.host_of) != mesh.size:
+        raise ValueError(f"the network names the hosts of {len(link.host_of)} ranks, and the mesh has {mesh.size}")
 
 
-def _refuse_machine(transport: str, device: torch.device, comm: str, mesh: Mesh, clock: str | None, link: Link) -> None:
+def _refuse_machine(
+    transport: str, device: torch.device, comm: str, mesh: Mesh, clock: str | None, link: Link | Network
+) -> None:
     if transport not in CLOCKS:
         raise ValueError(f"transport {transport} is not there; it is one of {', '.join(CLOCKS)}")
     if comm not in COMMUNICATION:

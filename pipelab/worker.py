@@ -4,15 +4,18 @@ The same program was simulated before; here each step moves real tensors and tak
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelab.action import Action, B, Element, F, I, U, W, parts
+from pipelab.action import REDUCE, Action, B, Element, F, I, U, W, parts
 from pipelab.clock import Clock
-from pipelab.costs import Link
+from pipelab.collectives import Group, Traffic, Volume, add_traffic, traffic_of
+from pipelab.costs import Link, Network
+from pipelab.data_parallel import GradientSum
 from pipelab.dependencies import T, gives, needs
 from pipelab.flight_recorder import FlightRecorder
 from pipelab.loss import count_targets
@@ -31,7 +34,8 @@ class Microbatches:
     """The micro-batches of one step: inputs, targets, and over how many targets the loss of each is a mean.
 
     That is the number of the whole step's targets, or, where each micro-batch updates the weights, of its own.
-    `on_loss` is told the loss of each micro-batch that has updated the weights, on the rank that knows it.
+    `on_loss` is told the loss of each micro-batch that has updated the weights, on the rank that knows it. `first` is
+    the number of the first micro-batch in the step: a replica has its share of them.
     """
 
     step: int
@@ -39,6 +43,7 @@ class Microbatches:
     targets: Sequence[Tensor]
     totals: Sequence[int]
     on_loss: Callable[[int, float], None] | None = None
+    first: int = 0
 
     @property
     def targets_in_all(self) -> int:
@@ -49,6 +54,16 @@ class Microbatches:
         """The same on a device."""
         inputs, targets = ([tensor.to(device) for tensor in tensors] for tensors in (self.inputs, self.targets))
         return replace(self, inputs=inputs, targets=targets)
+
+    def of_replica(self, replica: int, replicas: int) -> "Microbatches":
+        """One replica's even share of them: the first replica has the first."""
+        if replicas == 1:
+            return self
+        each = len(self.inputs) // replicas
+        own = slice(replica * each, (replica + 1) * each)
+        return replace(
+            self, inputs=self.inputs[own], targets=self.targets[own], totals=self.totals[own], first=replica * each
+        )
 
 
 @dataclass
@@ -61,6 +76,7 @@ class Record:
     updates: list[Update] = field(default_factory=list)
     norms: dict[Action, float] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    traffic: Traffic = field(default_factory=dict)
 
     @property
     def peak(self) -> int:
@@ -69,19 +85,26 @@ class Record:
 
 
 class Worker:
-    """One rank: its row of the program, its stages, and the values that it made or received and still holds."""
+    """One rank: its row of the program, its stages, and the values that it made or received and still holds.
+
+    `members` are the global ranks of its pipeline; `tp` is its seat among tensor shards, `dp` among replicas, where
+    there are any.
+    """
 
     def __init__(
         self, rank: int, program: Program, stages: Mapping[int, Stage], *,
-        transport: Transport, clock: Clock, meter: ActivationMeter, link: Link, blocking: bool = False,
+        transport: Transport, clock: Clock, meter: ActivationMeter, link: Link | Network, members: Sequence[int],
+        blocking: bool = False, tp: Group | None = None, dp: Group | None = None,
     ) -> None:  # fmt: skip
         self.rank = rank
+        self.members = members
+        self.tp = tp
+        self.sums = None if dp is None else GradientSum(dp, {at: s.layers.parameters() for at, s in stages.items()})
         self.program = program
         self.stages = stages
         self.transport = transport
         self.clock = clock
         self.meter = meter
-        self.link = link
         self.blocking = blocking
         self.recorder = FlightRecorder()
         self.recording = True
@@ -97,6 +120,11 @@ class Worker:
             for need in needs(action, program.schedule.stages, program.schedule.groups)
             if need.stage != action.stage or need.kind == T
         }  # of another stage: one value, or none at the model's ends
+        self._links = {
+            step: link.among((members[rank], self._global_rank_of(program.peer(step))))
+            for step in program.rows[rank]
+            if isinstance(step, Action) and step.kind in CARRIES
+        }
         self._compute: dict[str, Callable[[Action, Microbatches, Record], Tensor | None]] = {
             F: self._forward,
             B: self._backward,
@@ -112,7 +140,9 @@ class Worker:
         """
         self.record = record = Record()
         try:
-            self._execute(batch, record)
+            with _in_this_thread(self.tp):
+                self._execute(batch, record)
+            self._finish_sums(record)
         finally:
             record.spans, record.curve = self.clock.settle(record.spans, record.curve)
         for stage in self.stages.values():
@@ -134,6 +164,8 @@ class Worker:
                 self._send(step, record)
             elif isinstance(step, Action) and step.kind == U:
                 self._update(step, batch, record)
+            elif isinstance(step, Action) and step.kind == REDUCE:
+                self._reduce(step)
             else:
                 span: Any
                 span, counted = self._work(step, batch, record, waited)
@@ -163,7 +195,17 @@ class Worker:
         del outputs
         span = Span(self.rank, "compute", element, start, end, waited)
         self._note(record, span)
+        if self.tp is not None:
+            self._note_meetings(record, span)
         return span, (self.meter.restart_peak(), self.meter.live)
+
+    def _note_meetings(self, record: Record, span: Span) -> None:
+        """The collectives in the midst of an action are named after it."""
+        assert self.tp is not None
+        meetings = self.tp.taken()
+        add_traffic(record.traffic, traffic_of(meetings))
+        for meeting in meetings:
+            self._note(record, span._replace(lane="collective", start=meeting.start, end=meeting.end))
 
     def _is_needed(self, given: Action) -> bool:
         """What the last stage makes goes nowhere, but for the tokens of generation into a round still to come."""
@@ -177,7 +219,7 @@ class Worker:
 
     def _receive(self, step: Action, record: Record) -> Action | None:
         send = self.program.peer(step)
-        self.recorder.waiting(step, send, (self.program.placement.rank_of[send.stage],))
+        self.recorder.waiting(step, send, (self._global_rank_of(send),))
         began = self.clock.now
         tensor, arrival, giver = self.transport.receive(send)
         self.clock.wait_until(arrival)
@@ -190,12 +232,13 @@ class Worker:
     def _send(self, step: Action, record: Record) -> None:
         tensor, giver, _ = self._values.pop(Action(step.stage, CARRIES[step.kind], step.microbatch))
         departure = self.clock.now
-        arrival = departure + self.link.seconds(tensor.nbytes)
+        arrival = departure + self._links[step].seconds(tensor.nbytes)
+        add_traffic(record.traffic, {("pp", step.kind): Volume(1, tensor.nbytes)})
         self._note(record, Span(self.rank, "send", step, departure, arrival))
         held_up_by = self.transport.held_up_by(step)
         if held_up_by is not None:
             receive = self.program.peer(held_up_by)
-            self.recorder.waiting(step, receive, (self.program.placement.rank_of[receive.stage],))
+            self.recorder.waiting(step, receive, (self._global_rank_of(receive),))
         self.transport.send(step, Message(tensor, arrival, giver))
         if self.blocking:
             self.clock.wait_until(arrival)
@@ -211,24 +254,39 @@ class Worker:
         if batch.on_loss is not None and stage.loss is not None:
             batch.on_loss(step.microbatch, record.losses[step.microbatch])
 
+    def _reduce(self, step: Action) -> None:
+        """Begin to sum a stage's gradients over the replicas; the rank goes on."""
+        assert self.sums is not None
+        self.recorder.running(step)
+        self.sums.start(step.stage)
+
+    def _finish_sums(self, record: Record) -> None:
+        if self.sums is None:
+            return
+        self.recorder.meeting("the sum over replicas", [m for m in self.sums.group.members if m != self.global_rank])
+        for action, meeting in self.sums.finish():
+            add_traffic(record.traffic, traffic_of([meeting]))
+            self._note(record, Span(self.rank, "collective", action, meeting.start, meeting.end))
+
     def _forward(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
         stage, microbatch = self.stages[action.stage], action.microbatch
         given = self._from_others(action)
         x = batch.inputs[microbatch].clone() if given is None else given  # not a view that keeps the whole batch
+        number = batch.first + microbatch
         if stage.loss is None:
-            return stage.forward(microbatch, x, batch.step)
+            return stage.forward(number, x, batch.step)
         target = batch.targets[microbatch].clone()
-        record.losses[microbatch] = stage.forward(microbatch, x, batch.step, target, batch.totals[microbatch]).item()
+        record.losses[number] = stage.forward(number, x, batch.step, target, batch.totals[microbatch]).item()
         return None
 
     def _backward(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
-        return self.stages[action.stage].backward(action.microbatch, self._from_others(action))
+        return self.stages[action.stage].backward(batch.first + action.microbatch, self._from_others(action))
 
     def _backward_input(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
-        return self.stages[action.stage].backward_input(action.microbatch, self._from_others(action))
+        return self.stages[action.stage].backward_input(batch.first + action.microbatch, self._from_others(action))
 
     def _backward_weight(self, action: Action, batch: Microbatches, record: Record) -> None:
-        self.stages[action.stage].backward_weight(action.microbatch)
+        self.stages[action.stage].backward_weight(batch.first + action.microbatch)
 
     def _watched(self, stage: Stage, record: Record) -> None:
         if (watch := stage.watch) is not None:
@@ -236,10 +294,23 @@ class Worker:
             record.norms |= {Action(watch.stage, kind, m): norm for (kind, m), norm in watch.norms.items()}
             record.findings += [watch.first] if watch.first is not None else []
 
+    @property
+    def global_rank(self) -> int:
+        """Which of all processes, or of all ranks that they play."""
+        return self.members[self.rank]
+
+    def _global_rank_of(self, message: Action) -> int:
+        return self.members[self.program.placement.rank_of[message.stage]]
+
     def _from_others(self, action: Action) -> Tensor | None:
         """What it needs of another stage, if anything; nobody else needs that, so it is let go of here."""
         need = self._needed.get(action)
         return None if need is None else self._values.pop(need)[0]
+
+
+def _in_this_thread(tp: Group | None) -> AbstractContextManager[object]:
+    """A backward that waits for other shards must not do so in the one thread that autograd has for a GPU."""
+    return nullcontext() if tp is None else torch.autograd.set_multithreading_enabled(False)
 
 
 def trace_of(schedule: Schedule, clock: str, records: Sequence[Record]) -> Trace:
@@ -248,10 +319,10 @@ def trace_of(schedule: Schedule, clock: str, records: Sequence[Record]) -> Trace
     return Trace(schedule.name, clock, schedule.placement.chunks_per_rank(), spans)
 
 
-def memory_of(steps: Sequence[Sequence[Record]], typical: int) -> Memory:
-    """The peak of every rank over all steps, and the curves of a typical one."""
+def memory_of(steps: Sequence[Sequence[Record]], typical: int, pipeline: Sequence[int]) -> Memory:
+    """The peak of every global rank over all steps, and for the ranks of a pipeline the curves of a typical one."""
     peaks = tuple(max(records[rank].peak for records in steps) for rank in range(len(steps[0])))
-    return Memory(peaks, tuple(tuple(record.curve) for record in steps[typical]))
+    return Memory(peaks, tuple(tuple(steps[typical][member].curve) for member in pipeline))
 
 
 def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int) -> Microbatches:
