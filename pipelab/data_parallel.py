@@ -7,7 +7,7 @@ backward, and their replicas drift apart without an error: PyTorch issue 144530.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -41,25 +41,36 @@ class Bucket(NamedTuple):
                 parameter.grad = part.view_as(parameter).clone()
 
 
-def buckets(stage: int, parameters: Iterable[nn.Parameter], nbytes: int = BUCKET_BYTES) -> list[Bucket]:
-    """Pack the parameters of a stage into buckets of about `nbytes`, in their order, each of one dtype.
+def one_kind(parameter: nn.Parameter) -> Hashable:
+    """Where nothing tells parameters apart."""
+    return None
+
+
+def buckets(
+    stage: int,
+    parameters: Iterable[nn.Parameter],
+    nbytes: int = BUCKET_BYTES,
+    kind: Callable[[nn.Parameter], Hashable] = one_kind,
+) -> list[Bucket]:
+    """Pack the parameters of a stage into buckets of about `nbytes`, in their order, each of one dtype and kind.
 
     >>> ones = [nn.Parameter(torch.ones(4)) for _ in range(5)]
     >>> [len(bucket.parameters) for bucket in buckets(0, ones, nbytes=32)]
     [2, 2, 1]
     """
     packed: list[list[nn.Parameter]] = []
-    room: dict[torch.dtype, int] = defaultdict(int)
-    open_: dict[torch.dtype, list[nn.Parameter]] = {}
+    room: dict[Hashable, int] = defaultdict(int)
+    last: dict[Hashable, list[nn.Parameter]] = {}
     for parameter in parameters:
         if not parameter.requires_grad:
             continue
-        if room[parameter.dtype] <= 0:
-            open_[parameter.dtype] = []
-            packed.append(open_[parameter.dtype])
-            room[parameter.dtype] = nbytes
-        open_[parameter.dtype].append(parameter)
-        room[parameter.dtype] -= parameter.nbytes
+        key = parameter.dtype, kind(parameter)
+        if room[key] <= 0:
+            last[key] = []
+            packed.append(last[key])
+            room[key] = nbytes
+        last[key].append(parameter)
+        room[key] -= parameter.nbytes
     return [Bucket(stage, number, tuple(members)) for number, members in enumerate(packed)]
 
 
