@@ -12,6 +12,9 @@ from pipelab.transport import Transport
 
 EVERYBODY = "all"
 
+Groups = dict[str, tuple[tuple[int, ...], ...]]
+"""The global ranks of every group, by the name of their kind."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -36,7 +39,7 @@ class Place:
         return self.seats.get("dp")
 
 
-def all_groups(mesh: Mesh, placement: Placement, ties: Sequence[Tie]) -> dict[str, tuple[tuple[int, ...], ...]]:
+def all_groups(mesh: Mesh, placement: Placement, ties: Sequence[Tie]) -> Groups:
     """The global ranks of every group of more than one, by name, in an order that is the same wherever it is asked for.
 
     >>> all_groups(Mesh(dp=2, pp=2), Placement.loop(2), [((0, "0.weight"), (1, "3.weight"))])

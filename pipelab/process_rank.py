@@ -5,6 +5,7 @@ others are), `transport.processes` (how messages reach them).
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +22,9 @@ from pipelab.feed import OfStep, Tell, nobody
 from pipelab.flights import landings
 from pipelab.launcher import recorder as recorder_of_a_launch
 from pipelab.lower import peer
-from pipelab.ranks import Job, Place, Ranks, joined, state
-from pipelab.tensor_parallel import shard_dims
+from pipelab.place import Place, all_groups
+from pipelab.ranks import Job, Ranks, Result, state
+from pipelab.tensor_parallel import cut_state, join_state, shard_dims
 from pipelab.trace import Span
 from pipelab.transport.nccl import Nccl, make_carriers
 from pipelab.transport.process_groups import ProcessGroup
@@ -44,8 +46,7 @@ class ProcessRank(Ranks):
             job = replace(job, device=_own_device(job.device))
             clock = make_clock(job.clock, job.device, make_turn(job.device, self.world.turn()))
             self.transport = self._transport(job, clock, patience)
-            seats = {axis: self._seat(job, axis, clock, patience) for axis in ("tp", "dp")}
-            place = Place(self.world.rank, self.transport, clock, **seats)
+            place = Place(self.world.rank, self.transport, clock, self._seats(job, clock, patience))
             self.gathers = job.fed and recorder_of_a_launch() is None  # a launched rank posts to its caller by itself
             self.kept: list[OfStep] = []
             own = self.kept.append if self.gathers and self.world.rank > 0 else tell
@@ -78,15 +79,21 @@ class ProcessRank(Ranks):
             stamps=clock.stamps, device=job.device, timeout=patience, blocking=job.blocking,
         )  # fmt: skip
 
-    def _seat(self, job: Job, axis: str, clock: Clock, patience: float) -> Group | None:
-        """Every rank makes all groups of an axis, in one order, and has a seat in its own."""
-        if getattr(job.mesh, axis) == 1:
-            return None
+    def _seats(self, job: Job, clock: Clock, patience: float) -> dict[str, Group]:
+        """Every rank makes all groups, in one order, and has a seat in its own."""
         backend = "nccl" if job.transport == "nccl" else "gloo"
-        made = {members: self.world.group(members, backend) for members in job.mesh.groups(axis)}
-        members = job.mesh.group(axis, self.world.rank)
-        carrier = ProcessGroup(made[members], len(members), patience, stamped=job.clock == "virtual")
-        return Group(axis, members, members.index(self.world.rank), carrier, clock, job.link.among(members))
+        seats = {}
+        for name, families in all_groups(job.mesh, job.program.placement, job.ties).items():
+            for members in families:
+                group = self.world.group(members, backend)
+                if self.world.rank in members:
+                    index = members.index(self.world.rank)
+                    carrier = ProcessGroup(group, len(members), patience, stamped=job.clock == "virtual")
+                    seats[name] = Group(name.split()[0], members, index, carrier, clock, job.link.among(members))
+        return seats
+
+    def _on_each(self, work: Callable[[int], Result]) -> list[Result]:
+        return [work(0)]
 
     def warm_up(self, batch: Microbatches) -> None:
         """As on every machine; then all ranks set out together."""
@@ -135,7 +142,7 @@ class ProcessRank(Ranks):
 
     def collect(self) -> list[list[Record]]:
         everyone = self.world.everybody([record for (record,) in self.history])
-        for stage, layers in enumerate(self.slices):
+        for stage, layers in enumerate(self.job.slices):
             self._share_trained(stage, layers)
         steps = [[records[step] for records in everyone] for step in range(len(self.history))]
         if (self.job.transport, self.job.clock) == ("gloo", "wall"):
@@ -151,21 +158,15 @@ class ProcessRank(Ranks):
         mesh, rank = self.job.mesh, self.job.program.placement.rank_of[stage]
         (worker,) = self.workers
         own, whole = worker.stages.get(stage), state(layers)
-        if mesh.tp == 1:
-            self.world.share(mesh.global_rank(pp=rank), list(whole.values()))
-            return
         owners = [mesh.global_rank(pp=rank, tp=tp) for tp in range(mesh.tp)]
         dims = self.world.everybody(shard_dims(own.layers) if own is not None else {})[owners[0]]
-        shards = [
-            {name: t.chunk(mesh.tp, dims[name])[tp].clone() if name in dims else t for name, t in whole.items()}
-            for tp in range(mesh.tp)
-        ]
-        for shard, owner in zip(shards, owners, strict=True):
-            if owner == self.world.rank and own is not None:
-                shard.update(state(own.layers))
-            self.world.share(owner, list(shard.values()))
-        for name, values in joined(shards, dims).items():
-            whole[name].copy_(values)
+        shards = [cut_state(whole, dims, index, mesh.tp) for index in range(mesh.tp)]
+        for index, owner in enumerate(owners):
+            values = state(own.layers) if own is not None and owner == self.world.rank else shards[index]
+            shards[index] = {name: value.contiguous() for name, value in values.items()}
+            self.world.share(owner, list(shards[index].values()))
+        for name, value in join_state(shards, dims).items():
+            whole[name].copy_(value)
 
 
 def _own_device(device: torch.device) -> torch.device:

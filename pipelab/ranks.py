@@ -3,20 +3,22 @@
 Read next: `virtual_ranks` (all ranks are threads of this process), `process_rank` (this process is one rank).
 """
 
+import copy
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pipelab.action import W
-from pipelab.clock import Clock, undisturbed
-from pipelab.collectives import Group
+from pipelab.clock import undisturbed
+from pipelab.collectives import add_traffic, traffic_of
 from pipelab.costs import Link, Network
 from pipelab.failure import RunError
 from pipelab.feed import Reporter, Tell, nobody
@@ -26,16 +28,20 @@ from pipelab.memory import ActivationMeter
 from pipelab.mesh import Mesh
 from pipelab.optimizer import Optimizer
 from pipelab.partition import cut
+from pipelab.place import Place
 from pipelab.randomness import Randomness
 from pipelab.run import Run
 from pipelab.stage import Stage
-from pipelab.tensor_parallel import shard, sharded_loss
-from pipelab.trace import median_trace
-from pipelab.transport import Transport
+from pipelab.tensor_parallel import loss_of, shard
+from pipelab.tied import Tie, find_ties, tie
+from pipelab.trace import Span, median_trace
 from pipelab.watch import Watch, first_finding
+from pipelab.weight_update import Rate, WeightUpdate
 from pipelab.weight_versions import Versions
 from pipelab.worker import Microbatches, Record, Worker, memory_of, split_batch, trace_of
 from pipelab.world import is_first
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -59,23 +65,23 @@ class Job:
     at: list[int] | None = None
     timeout: float = 600.0
     watch: bool = False
+    sequence_parallel: bool = False
+    zero: bool = False
+    clip: float | None = None
+    rate: Rate | None = None
     make_stage: Callable[..., Stage] = Stage
     fed: bool = False
     """Whether somebody listens: then every rank tells what it does (see `feed`)."""
 
+    @cached_property
+    def slices(self) -> list[nn.Sequential]:
+        """The layers of each stage, uncut."""
+        return cut(self.model, self.program.schedule.stages, at=self.at)
 
-@dataclass(frozen=True)
-class Place:
-    """Where one rank of a run stands: its global rank, what carries its messages, its clock, and its seats.
-
-    `tp` and `dp` are its groups along these axes, None along an axis of one.
-    """
-
-    global_rank: int
-    transport: Transport
-    clock: Clock
-    tp: Group | None = None
-    dp: Group | None = None
+    @cached_property
+    def ties(self) -> list[Tie]:
+        """The weights that more than one stage has."""
+        return find_ties(self.slices)
 
 
 class Ranks(ABC):
@@ -88,12 +94,9 @@ class Ranks(ABC):
     def __init__(self, job: Job, places: Iterable[Place], tell: Tell = nobody) -> None:
         self.job = job
         self.history: list[list[Record]] = []
-        self.slices = cut(job.model, job.program.schedule.stages, at=job.at)
-        randomness = Randomness(job.seed)
-        self.workers = [self._worker(place, randomness) for place in places]
-        own = [[p for stage in worker.stages.values() for p in stage.layers.parameters()] for worker in self.workers]
-        self.parameters = [parameter for parameters in own for parameter in parameters]
-        self.optimizers = [job.optimizer(parameters) for parameters in own if parameters and job.optimizer is not None]
+        self.updates: list[WeightUpdate] = []
+        self.workers = [self._worker(place) for place in places]
+        self.parameters = [p for worker in self.workers for s in worker.stages.values() for p in s.layers.parameters()]
         self.resources = ExitStack()
         self.residual = 0.0
         self.tell = tell
@@ -111,18 +114,64 @@ class Ranks(ABC):
     def __exit__(self, *exception: object) -> None:
         self.resources.__exit__(*exception)  # type: ignore[arg-type]
 
-    def _worker(self, place: Place, randomness: Randomness) -> Worker:
-        job, mesh = self.job, self.job.mesh
-        replica, rank, shard = mesh.coordinates(place.global_rank)
-        stages, meter = _stages(job, place, self._layers(replica, rank, shard), randomness)
+    @property
+    def in_place(self) -> bool:
+        """Whether the ranks train the caller's own layers; with replicas, shards and ties they have copies."""
+        return (self.job.mesh.dp, self.job.mesh.tp) == (1, 1) and not self.job.ties
+
+    def _worker(self, place: Place) -> Worker:
+        job = self.job
+        _, rank, _ = job.mesh.coordinates(place.global_rank)
+        layers = self._layers(place, job.program.placement.stages_on(rank))
+        tied = tie(layers, job.ties)
+        sums = None
+        if job.optimizer is not None:
+            update = WeightUpdate(
+                place, layers, tied, job.optimizer, clip=job.clip, rate=job.rate, zero=job.zero
+            )  # fmt: skip
+            self.updates.append(update)
+            sums = update.sums
+        stages, meter = self._stages(place, layers)
         return Worker(
             rank, job.program, stages, transport=place.transport, clock=place.clock, meter=meter, link=job.link,
-            members=mesh.group("pp", place.global_rank), blocking=job.blocking, tp=place.tp, dp=place.dp,
+            members=job.mesh.group("pp", place.global_rank), blocking=job.blocking, tp=place.tp, sums=sums,
         )  # fmt: skip
 
-    def _layers(self, replica: int, rank: int, shard: int) -> dict[int, nn.Sequential]:
-        """The uncut layers of each stage of a rank, to have for itself."""
-        return {stage: self.slices[stage] for stage in self.job.program.placement.stages_on(rank)}
+    def _layers(self, place: Place, stages: Iterable[int]) -> dict[int, nn.Sequential]:
+        """The layers of a rank's stages, to have for itself: this shard's part of them, where there are several."""
+        job = self.job
+        own: dict[int, nn.Sequential]
+        if place.tp is not None:
+            wide = job.sequence_parallel
+            own = {stage: shard(job.slices[stage], place.tp, sequence_parallel=wide) for stage in stages}
+        elif self.in_place:
+            own = {stage: self.job.slices[stage] for stage in stages}
+        else:
+            own = {stage: copy.deepcopy(self.job.slices[stage]) for stage in stages}
+        return {stage: layers.to(job.device) for stage, layers in own.items()}
+
+    def _stages(self, place: Place, own: Mapping[int, nn.Sequential]) -> tuple[dict[int, Stage], ActivationMeter]:
+        """The stages of a rank, and the meter that counts what they keep."""
+        job, schedule, tp = self.job, self.job.program.schedule, place.tp
+        split = {action.stage for _, _, action in schedule.actions() if action.kind == W}
+        meter = ActivationMeter(t for layers in own.values() for t in (*layers.parameters(), *layers.buffers()))
+        randomness = Randomness(job.seed, part=tp.index if tp is not None and job.sequence_parallel else 0)
+        losses = {} if job.loss is None else {schedule.stages - 1: job.loss}
+        if tp is not None:
+            losses = {stage: loss_of(own[stage], loss) for stage, loss in losses.items() if stage in own}
+        stages = {
+            stage: job.make_stage(
+                layers,
+                first=stage == 0,
+                loss=losses.get(stage),
+                split=stage in split,
+                randomness=randomness,
+                meter=meter,
+                watch=Watch(place.global_rank, stage) if job.watch else None,
+            )
+            for stage, layers in own.items()
+        }
+        return stages, meter
 
     def _own(self, worker: Worker, batch: Microbatches) -> Microbatches:
         """The micro-batches of a worker's replica."""
@@ -148,10 +197,21 @@ class Ranks(ABC):
     def step(self, batch: Microbatches) -> float:
         """Gradients of all micro-batches, then one step of every rank's optimizer; gives the loss."""
         records = self.run(batch)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self._update(batch.step, records)
         shares = {microbatch: share for record in records for microbatch, share in record.losses.items()}
         return self._agree(sum(shares[microbatch] for microbatch in sorted(shares)))
+
+    def _update(self, step: int, records: Sequence[Record]) -> None:
+        """The end of a step on every rank, and what went meanwhile."""
+        if not self.updates:
+            return
+        for record, update, worker, went in zip(
+            records, self.updates, self.workers, self._on_each(lambda place: self.updates[place](step)), strict=True
+        ):
+            add_traffic(record.traffic, traffic_of(meeting for _, meeting in went))
+            spans = [Span(worker.rank, "collective", action, meeting.start, meeting.end) for action, meeting in went]
+            record.spans += worker.clock.settle(spans, [])[0]
+            record.gradient_norm = update.norm
 
     def run(self, batch: Microbatches) -> list[Record]:
         """Execute the program once, with no update after it: it has none, or its own."""
@@ -181,6 +241,7 @@ class Ranks(ABC):
             trace=typical,
             memory=memory_of(records, traces.index(typical), pipelines[0, 0]),
             replicas=replicas,
+            gradient_norms=[of_step[0].gradient_norm for of_step in records] if job.clip is not None else [],
             traffic=tuple(tuple(record.traffic for record in of_step) for of_step in records),
             model=job.model,
             pids=self.pids,
@@ -189,7 +250,7 @@ class Ranks(ABC):
             residual=self.residual,
             norms=tuple({a: norm for record in of_step for a, norm in record.norms.items()} for of_step in records),
             versions=versions,
-            at=tuple(accumulate(len(layers) for layers in self.slices[:-1])),
+            at=tuple(accumulate(len(layers) for layers in self.job.slices[:-1])),
         )
 
     def _run(self, batch: Microbatches) -> list[Record]:
@@ -211,6 +272,10 @@ class Ranks(ABC):
     def _execute(self, batch: Microbatches) -> list[Record]:
         """Run the rows of these ranks once, side by side. Raises RunError, or Aborted after another rank failed."""
 
+    @abstractmethod
+    def _on_each(self, work: Callable[[int], Result]) -> list[Result]:
+        """Do something for each of these ranks (by its number among them), side by side, for they wait for others."""
+
     @property
     @abstractmethod
     def pids(self) -> tuple[int, ...]:
@@ -229,51 +294,14 @@ class Ranks(ABC):
         """For every step the records of all ranks; the model then has the trained values of every stage."""
 
 
-def _stages(
-    job: Job, place: Place, uncut: Mapping[int, nn.Sequential], randomness: Randomness
-) -> tuple[dict[int, Stage], ActivationMeter]:
-    """The stages of a rank, and the meter that counts what they keep."""
-    schedule = job.program.schedule
-    split = {action.stage for _, _, action in schedule.actions() if action.kind == W}
-    sharded = uncut if place.tp is None else {stage: shard(layers, place.tp) for stage, layers in uncut.items()}
-    own = {stage: layers.to(job.device) for stage, layers in sharded.items()}
-    meter = ActivationMeter(tensor for layers in own.values() for tensor in (*layers.parameters(), *layers.buffers()))
-    stages = {
-        stage: job.make_stage(
-            layers,
-            first=stage == 0,
-            loss=_loss(job, place, layers) if stage == schedule.stages - 1 else None,
-            split=stage in split,
-            randomness=randomness,
-            meter=meter,
-            watch=Watch(place.global_rank, stage) if job.watch else None,
-        )
-        for stage, layers in own.items()
-    }
-    return stages, meter
-
-
-def _loss(job: Job, place: Place, layers: nn.Sequential) -> Loss | None:
-    """The loss of the last stage, whose output may be sharded."""
-    return job.loss if place.tp is None or job.loss is None else sharded_loss(job.loss, layers, place.tp)
-
-
 def state(layers: nn.Module) -> dict[str, Tensor]:
     """What training changes in layers, by name: parameters and buffers."""
     return {**dict(layers.named_parameters()), **dict(layers.named_buffers())}
 
 
-def joined(shards: Sequence[Mapping[str, Tensor]], dims: Mapping[str, int]) -> dict[str, Tensor]:
-    """The whole of what tensor shards hold: side by side along `dims`; what has none is the same on all.
-
-    >>> joined([{"weight": torch.zeros(1, 2)}, {"weight": torch.ones(1, 2)}], {"weight": 0})
-    {'weight': tensor([[0., 0.],
-            [1., 1.]])}
-    """
-    return {
-        name: torch.cat([one[name] for one in shards], dims[name]) if name in dims else tensor
-        for name, tensor in shards[0].items()
-    }
+def gradients(layers: nn.Module) -> dict[str, Tensor]:
+    """The gradients of the last step, by the parameters' names."""
+    return {name: parameter.grad for name, parameter in layers.named_parameters() if parameter.grad is not None}
 
 
 def _cores() -> int:

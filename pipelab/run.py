@@ -7,7 +7,7 @@ from statistics import fmean
 
 from torch import Tensor, nn
 
-from pipelab.action import Action, B, F, I, Pair, W
+from pipelab.action import Action, B, F, I, Pair, W, parts
 from pipelab.collectives import Traffic, add_traffic
 from pipelab.costs import Costs, middle
 from pipelab.formulas import formula
@@ -33,7 +33,8 @@ class Run:
 
     On a mesh with replicas or shards there are several pipelines: `traces`, `trace` and the curves of `memory` are
     those of global rank 0's, `replicas` has the traces of each by its (dp, tp), and the peaks are of all global ranks.
-    `traffic` has, for each step and global rank, what it sent (see `sent`).
+    `traffic` has, for each step and global rank, what it sent (see `sent`); `gradient_norms` has the global norm of
+    each step before clipping.
     """
 
     schedule: Schedule
@@ -52,6 +53,7 @@ class Run:
     at: tuple[int, ...] = ()
     replicas: Mapping[tuple[int, int], list[Trace]] = field(default_factory=dict)
     traffic: tuple[tuple[Traffic, ...], ...] = ()
+    gradient_norms: list[float | None] = field(default_factory=list)
 
     def __repr__(self) -> str:
         step = f"{1e3 * self.step_seconds:.1f} ms a step in {self.clock_label}"
@@ -95,8 +97,24 @@ class Run:
         return Costs.measured([trace for traces in self._pipelines for trace in traces])
 
     def replay(self) -> Trace:
-        """The same schedule simulated with the run's own median times."""
-        return simulate(self.schedule, self.costs())
+        """The same schedule simulated with the run's own median times, collectives within actions at their ends."""
+        trace, inside = simulate(self.schedule, self.costs()), self._inside()
+        within = [
+            span._replace(
+                lane="collective", start=float(span.end) - sum(inside.get(action[:2], 0.0) for action in both)
+            )
+            for span in (trace.spans if inside else ())
+            for both in [parts(span.action)]
+        ]
+        return Trace(trace.schedule, trace.clock, trace.chunks, (*trace.spans, *within)) if within else trace
+
+    def _inside(self) -> dict[tuple[int, str], float]:
+        """By stage and kind the median time that an action waits in collectives: tensor shards meet there."""
+        waits: dict[tuple[int, str], list[float]] = {}
+        for trace in itertools.chain(*self._pipelines):
+            for key, wait in trace.waits_inside():
+                waits.setdefault(key, []).append(wait)
+        return {key: float(middle(times)) for key, times in waits.items()}
 
     def bubbles(self) -> dict[str, dict[str, float] | None]:
         """Three figures side by side, each as step, span and overhead.

@@ -30,9 +30,9 @@ def find_ties(parts: Sequence[nn.Module]) -> list[Tie]:
 
 
 def tie(own: Mapping[int, nn.Module], ties: Sequence[Tie]) -> dict[int, nn.Parameter]:
-    """Make the places of each tie that a rank holds one parameter, which no other rank has; gives it by the tie's number.
+    """Make the places of each tie that a rank holds one parameter, which no other rank has.
 
-    The rank with a tie's first place keeps that parameter, others have a copy.
+    Gives it by the tie's number. The rank with a tie's first place keeps that parameter, others have a copy.
     """
     held: dict[int, nn.Parameter] = {}
     for number, places in enumerate(ties):

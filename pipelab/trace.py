@@ -100,6 +100,14 @@ class Trace:
                 inside[rank] += end - start
         return inside
 
+    def waits_inside(self) -> Iterator[tuple[tuple[int, str], float]]:
+        """For each action in whose midst there were collectives, (stage, kind) and how long they took together."""
+        of: dict[tuple[int, Element], float] = {}
+        for rank, lane, element, start, end, _ in self.counted:
+            if lane == "collective" and parts(element)[0].kind in COMPUTE:
+                of[rank, element] = of.get((rank, element), 0.0) + float(end - start)
+        yield from ((parts(element)[0][:2], wait) for (_, element), wait in of.items())
+
     @property
     def makespan(self) -> Number:
         """From the first start to the last end of any compute action."""

@@ -25,8 +25,10 @@ from pipelab.process_rank import ProcessRank
 from pipelab.ranks import Job, Ranks
 from pipelab.run import Run
 from pipelab.schedule import Schedule
+from pipelab.tensor_parallel import check_tensor_shards
 from pipelab.validate import validate
 from pipelab.virtual_ranks import VirtualRanks
+from pipelab.weight_update import Rate
 from pipelab.worker import split_batch
 from pipelab.world import is_first, is_rank
 
@@ -63,6 +65,10 @@ def train(
     feed: Listener | None = None,
     timeout: float = 600.0,
     watch: bool = False,
+    clip: float | None = None,
+    rate: Rate | None = None,
+    zero: bool = False,
+    sequence_parallel: bool = False,
 ) -> Run:
     """Train `model`, cut into the schedule's stages, one step per batch; it is changed in place, as training does.
 
@@ -74,7 +80,12 @@ def train(
     activations and gradients are noted (`Run.norms`), and the first value that is not finite ends the run, with its
     layer's name. `on_step(step, loss)` is called here after each step; `feed(event)`, in a thread of its own, is told
     spans, memory and losses as they come, and can never hold the ranks up (see `pipelab.feed`).
+    `clip` bounds the norm of all gradients together, `rate(step)` is a factor of the learning rate.
     A schedule without a flush, such as pipedream, takes all batches at once; see `asynchronous`.
+
+    On a `mesh` with dp replicas and tp tensor shards the same model is trained by dp x pp x tp ranks (see
+    `data_parallel`, `tensor_parallel`); with `zero` each replica updates, and keeps the optimizer's state of, one share
+    of the weights; with `sequence_parallel` tensor shards share the tokens where they do not share the features.
 
     transport="memory" plays all ranks in this process. With "gloo" (CPU) or "nccl" (a GPU each) they are processes: in
     one that torchrun started, `train` runs its rank, and every rank calls it with the same arguments; otherwise it
@@ -97,13 +108,22 @@ def train(
         check_stream(schedule, watch)
     mesh = mesh or Mesh(pp=schedule.ranks)
     _refuse_mesh(mesh, schedule, link)
+    check_tensor_shards(model, mesh.tp, sequence_parallel=sequence_parallel)
+    _refuse_update(mesh, clip, zero, sequence_parallel)
     device = torch.device(device)
     _refuse_machine(transport, device, comm, mesh, clock, link)
     job = Job(
         model=model, program=lower(schedule, mesh), mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
         transport=transport, clock=clock or CLOCKS[transport], link=link, blocking=comm == "blocking", at=at,
-        timeout=timeout, watch=watch, fed=feed is not None,
+        timeout=timeout, watch=watch, fed=feed is not None, clip=clip, rate=rate, zero=zero,
+        sequence_parallel=sequence_parallel,
     )  # fmt: skip
+    if not schedule.flush and job.ties:
+        (stage, name), (other, its) = job.ties[0][:2]
+        raise ValueError(
+            f"parameter {name} of stage {stage} is also {its} of stage {other}, and {schedule.name} updates each stage"
+            " by itself; give each layer its own, or take 1f1b"
+        )
     if transport in RULES:
         check_messages(job.program, RULES[transport], blocking=job.blocking)
     launches = transport in RULES and not is_rank()
@@ -194,6 +214,15 @@ def _refuse_mesh(mesh: Mesh, schedule: Schedule, link: Link | Network) -> None:
         )
     if isinstance(link, Network) and len(link.host_of) != mesh.size:
         raise ValueError(f"the network names the hosts of {len(link.host_of)} ranks, and the mesh has {mesh.size}")
+
+
+def _refuse_update(mesh: Mesh, clip: float | None, zero: bool, sequence_parallel: bool) -> None:
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip is the largest norm of the gradients, and positive: got {clip}; leave it out for none")
+    if zero and mesh.dp == 1:
+        raise ValueError("zero shares the optimizer's state among replicas; there is one: raise dp, or leave it out")
+    if sequence_parallel and mesh.tp == 1:
+        raise ValueError("sequence_parallel shares tokens among tensor shards; there is one: raise tp, or leave it out")
 
 
 def _refuse_machine(

@@ -3,30 +3,27 @@
 Read next: `worker` (what a rank does), `stage` (what it does it with).
 """
 
-import copy
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
-from pipelab.clock import Clock, Measures, make_clock, make_turn
+from pipelab.clock import Measures, make_clock, make_turn
 from pipelab.collectives import Group
 from pipelab.collector import collector_at_rest
 from pipelab.failure import Fate, RunError, deadlock, describe
 from pipelab.feed import Tell, nobody
-from pipelab.partition import cut
-from pipelab.ranks import Job, Place, Ranks, joined, state
-from pipelab.tensor_parallel import shard_dims
+from pipelab.place import Groups, Place, all_groups
+from pipelab.ranks import Job, Ranks, Result, gradients, state
+from pipelab.tensor_parallel import join_state, shard_dims
 from pipelab.transport import Aborted
 from pipelab.transport.meetings import Meetings, Seat
 from pipelab.transport.memory import Mailboxes
-from pipelab.worker import Microbatches, Record, Worker
-
-Result = TypeVar("Result")
+from pipelab.worker import Microbatches, Record
 
 
 class VirtualRanks(Ranks):
@@ -34,35 +31,23 @@ class VirtualRanks(Ranks):
 
     def __init__(self, job: Job, tell: Tell = nobody) -> None:
         mesh = job.mesh
-        pipelines = [(dp, tp) for dp in range(mesh.dp) for tp in range(mesh.tp)]
-        self.mailboxes = {pipeline: Mailboxes(job.timeout) for pipeline in pipelines}
+        self.mailboxes = {(dp, tp): Mailboxes(job.timeout) for dp in range(mesh.dp) for tp in range(mesh.tp)}
         self.meetings = Meetings(job.timeout)
-        self._copies: dict[tuple[int, int], list[nn.Sequential]] = {}
         turn = make_turn(job.device)
-        super().__init__(job, [self._place(job, rank, turn) for rank in range(mesh.size)], tell)
+        groups = all_groups(mesh, job.program.placement, job.ties)
+        super().__init__(job, [self._place(job, groups, rank, turn) for rank in range(mesh.size)], tell)
 
-    def _place(self, job: Job, global_rank: int, turn: Measures) -> Place:
+    def _place(self, job: Job, groups: Groups, global_rank: int, turn: Measures) -> Place:
         dp, _, tp = job.mesh.coordinates(global_rank)
         clock = make_clock(job.clock, job.device, turn)
-        seats = {axis: self._seat(job, axis, global_rank, clock) for axis in ("tp", "dp")}
-        return Place(global_rank, self.mailboxes[dp, tp], clock, **seats)
-
-    def _seat(self, job: Job, axis: str, global_rank: int, clock: Clock) -> Group | None:
-        members = job.mesh.group(axis, global_rank)
-        if len(members) == 1:
-            return None
-        index = members.index(global_rank)
-        carrier = Seat(self.meetings, f"{axis} group {list(members)}", index, len(members))
-        return Group(axis, members, index, carrier, clock, job.link.among(members))
-
-    def _layers(self, replica: int, rank: int, shard: int) -> dict[int, nn.Sequential]:
-        if (self.job.mesh.dp, self.job.mesh.tp) == (1, 1):
-            return super()._layers(replica, rank, shard)
-        slices = self._copies.get((replica, shard))
-        if slices is None:
-            slices = cut(copy.deepcopy(self.job.model), self.job.program.schedule.stages, at=self.job.at)
-            self._copies[replica, shard] = slices
-        return {stage: slices[stage] for stage in self.job.program.placement.stages_on(rank)}
+        seats = {}
+        for name, families in groups.items():
+            for members in families:
+                if global_rank in members:
+                    index = members.index(global_rank)
+                    carrier = Seat(self.meetings, f"{name} group {list(members)}", index, len(members))
+                    seats[name] = Group(name.split()[0], members, index, carrier, clock, job.link.among(members))
+        return Place(global_rank, self.mailboxes[dp, tp], clock, seats)
 
     def __enter__(self) -> "VirtualRanks":
         super().__enter__()
@@ -83,10 +68,10 @@ class VirtualRanks(Ranks):
         for worker in self.workers:
             worker.clock.restart(origin)
         with collector_at_rest():  # a full collection would be read as the work of whichever action it falls into
-            return self._on_each(lambda worker: worker.run(self._own(worker, batch)))
+            return self._on_each(lambda number: self.workers[number].run(self._own(self.workers[number], batch)))
 
-    def _on_each(self, work: Callable[[Worker], Result]) -> list[Result]:
-        futures = [self.pool.submit(work, worker) for worker in self.workers]
+    def _on_each(self, work: Callable[[int], Result]) -> list[Result]:
+        futures = [self.pool.submit(work, number) for number in range(len(self.workers))]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         except BaseException:  # the stop button: the ranks end where they are, and tell how far they came
@@ -127,16 +112,19 @@ class VirtualRanks(Ranks):
         return mine
 
     def collect(self) -> list[list[Record]]:
-        """The records; where pipelines have copies, the model gets the values of the first replica's."""
-        with torch.no_grad():
-            for whole, values in self._trained() if self._copies else ():
-                whole.copy_(values)
+        """The records; where ranks have copies, the model gets the values and gradients of the first replica's."""
+        if not self.in_place:
+            with torch.no_grad():
+                for stage, layers in enumerate(self.job.slices):
+                    self._bring_home(stage, layers)
         return self.history
 
-    def _trained(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        mesh, rank_of = self.job.mesh, self.job.program.placement.rank_of
-        for stage, layers in enumerate(self.slices):
-            owners = [self.workers[mesh.global_rank(pp=rank_of[stage], tp=tp)] for tp in range(mesh.tp)]
-            trained = [owner.stages[stage].layers for owner in owners]
-            values = joined([state(each) for each in trained], shard_dims(trained[0]) if mesh.tp > 1 else {})
-            yield from ((tensor, values[name]) for name, tensor in state(layers).items())
+    def _bring_home(self, stage: int, layers: nn.Sequential) -> None:
+        mesh, rank = self.job.mesh, self.job.program.placement.rank_of[stage]
+        shards = [self.workers[mesh.global_rank(pp=rank, tp=tp)].stages[stage].layers for tp in range(mesh.tp)]
+        dims = shard_dims(shards[0])
+        values, grads = (join_state(each, dims) for each in (list(map(state, shards)), list(map(gradients, shards))))
+        for name, tensor in state(layers).items():
+            tensor.copy_(values[name])
+            if name in grads:
+                tensor.grad = grads[name].clone()

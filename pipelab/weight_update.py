@@ -37,8 +37,8 @@ class WeightUpdate:
     """
 
     def __init__(
-        self, place: Place, layers: Mapping[int, nn.Module], tied: Mapping[int, nn.Parameter], optimizer: Optimizer, *,
-        clip: float | None = None, rate: Rate | None = None, zero: bool = False,
+        self, place: Place, layers: Mapping[int, nn.Sequential], tied: Mapping[int, nn.Parameter], optimizer: Optimizer,
+        *, clip: float | None = None, rate: Rate | None = None, zero: bool = False,
     ) -> None:  # fmt: skip
         self.place, self.clip, self.rate = place, clip, rate
         self.norm: float | None = None
@@ -98,7 +98,7 @@ class WeightUpdate:
 
     def _which_count(self, tied: Mapping[int, nn.Parameter]) -> list[nn.Parameter]:
         """Of all copies of a weight one counts in the norm: on the first replica, shard, and rank that has it."""
-        first = {axis: seat is None or seat.index == 0 for axis in ("tp", "dp") for seat in [self.place.seats.get(axis)]}
+        first = {axis: axis not in self.place.seats or self.place.seats[axis].index == 0 for axis in ("tp", "dp")}
         shares = self.sums.shares if isinstance(self.sums, ShardedUpdate) else []
         share_of = {id(share.own): share.bucket.parameters[0] for share in shares}
         elsewhere = {
@@ -136,9 +136,9 @@ class WeightUpdate:
                 parameter.grad.mul_(scale)
 
 
-def _kinds(place: Place, layers: Mapping[int, nn.Module]) -> tuple[set[int], set[int]]:
+def _kinds(place: Place, layers: Mapping[int, nn.Sequential]) -> tuple[set[int], set[int]]:
     """The parameters (by id) that are cut among tensor shards, and those whose gradients are there in parts."""
     if place.tp is None:
         return set(), set()
     sharded = {id(part.get_parameter(name)) for part in layers.values() for name in shard_dims(part)}
-    return sharded, {id(parameter) for part in layers.values() for parameter in partial_gradients(part)}
+    return sharded, {id(part.get_parameter(name)) for part in layers.values() for name in partial_gradients(part)}

@@ -27,6 +27,7 @@ from pipelab.trace import Span, Trace
 from pipelab.transport import Message, Transport
 from pipelab.watch import Finding
 from pipelab.weight_versions import Update, UpdatingStage
+from pipelab.zero import ShardedUpdate
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Record:
     norms: dict[Action, float] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     traffic: Traffic = field(default_factory=dict)
+    gradient_norm: float | None = None
 
     @property
     def peak(self) -> int:
@@ -87,19 +89,19 @@ class Record:
 class Worker:
     """One rank: its row of the program, its stages, and the values that it made or received and still holds.
 
-    `members` are the global ranks of its pipeline; `tp` is its seat among tensor shards, `dp` among replicas, where
-    there are any.
+    `members` are the global ranks of its pipeline; `tp` is its seat among tensor shards, and `sums` sums its gradients
+    over replicas, where there are any.
     """
 
     def __init__(
         self, rank: int, program: Program, stages: Mapping[int, Stage], *,
         transport: Transport, clock: Clock, meter: ActivationMeter, link: Link | Network, members: Sequence[int],
-        blocking: bool = False, tp: Group | None = None, dp: Group | None = None,
+        blocking: bool = False, tp: Group | None = None, sums: GradientSum | ShardedUpdate | None = None,
     ) -> None:  # fmt: skip
         self.rank = rank
         self.members = members
         self.tp = tp
-        self.sums = None if dp is None else GradientSum(dp, {at: s.layers.parameters() for at, s in stages.items()})
+        self.sums = sums
         self.program = program
         self.stages = stages
         self.transport = transport

@@ -1,33 +1,24 @@
 """Tensor shards compute what the uncut model computes, with the textbook's bytes, and W needs no other rank."""
 
 import copy
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipelab.clock import Turn, VirtualClock
-from pipelab.collectives import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER, Group, Volume, traffic_of
+from pipelab.collectives import Group, traffic_of
 from pipelab.costs import Link
 from pipelab.loss import cross_entropy
 from pipelab.memory import ActivationMeter
 from pipelab.models import GPTConfig, build_model
-from pipelab.partition import cut
 from pipelab.randomness import Randomness
-from pipelab.split_backward import DeferredWeights
 from pipelab.stage import Stage
-from pipelab.tensor_layers import ColumnParallelLinear, RowParallelLinear, vocabulary_cross_entropy
 from pipelab.tensor_parallel import (
-    Plan,
-    check_tensor_shards,
-    cut_state,
     join_state,
     loss_of,
     partial_gradients,
-    plan,
     shard,
     shard_dims,
 )
