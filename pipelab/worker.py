@@ -92,7 +92,7 @@ class _Message(NamedTuple):
 
 @dataclass(slots=True)
 class _Progress:
-    """How far a rank is in a step; `known` and `held` have for each element the bytes held during it (at most) and after."""
+    """How far a rank is in a step; `known` and `held`: for each element the most bytes held during it, and after it."""
 
     batch: Microbatches
     record: Record
