@@ -58,7 +58,7 @@ class ProcessRank(Ranks):
         self.resources.callback(self.world.close)
         (worker,) = self.workers
         worker.recorder = self.resources.enter_context(watched(self.job.timeout))
-        worker.recorder.names = self.members
+        worker.recorder.call(self.members)
         self._agree(0.0)  # a run without a warm-up begins here
         return self
 

@@ -41,7 +41,7 @@ def test_long_texts_and_many_peers_are_cut_and_break_nothing():
 
 def test_names_turn_ranks_of_a_pipeline_into_global_ranks():
     recorder = FlightRecorder()
-    recorder.names = [4, 5, 6, 7]
+    recorder.call([4, 5, 6, 7])
     recorder.waiting("1RECV_F0", "0SEND_F0", [0])
     assert recorder.last.peers == (4,)
 
