@@ -6,12 +6,12 @@ The same program was simulated before; here each step moves real tensors and tak
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pipelab.action import REDUCE, Action, B, Element, F, I, U, W, parts
+from pipelab.action import MESSAGES, REDUCE, Action, B, Element, F, I, U, W, parts
 from pipelab.clock import Clock
 from pipelab.collectives import Group, Traffic, Volume, add_traffic, traffic_of
 from pipelab.costs import Link, Network
@@ -86,6 +86,45 @@ class Record:
         return max((held for _, held in self.curve), default=0)
 
 
+class _Task(NamedTuple):
+    """One action of computing, and what its row tells of it beforehand."""
+
+    action: Action
+    compute: Callable[["_Task", Microbatches, Record], Tensor | None]
+    need: Action | None
+    """The value of another stage that it takes, if any."""
+    gives: Action | None
+    """The name of the value that it makes for another stage, if any."""
+    stays: bool
+    """Whether that is an activation which no message takes away."""
+
+
+class _Message(NamedTuple):
+    """A send or a receive, and what the program tells of it beforehand."""
+
+    step: Action
+    peer: Action
+    rank: int
+    """The global rank at the other end."""
+    value: Action
+    link: Link
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far a rank is in a step; `known` and `held`: for each element the most bytes held during it, and after it.
+
+    `sent` counts the bytes of each message.
+    """
+
+    batch: Microbatches
+    record: Record
+    known: list[tuple[int, int]] | None
+    held: list[tuple[int, int]] = field(default_factory=list)
+    sent: list[tuple[str, int]] = field(default_factory=list)
+    waited: Action | None = None
+
+
 class Worker:
     """One rank: its row of the program, its stages, and the values that it made or received and still holds.
 
@@ -107,6 +146,7 @@ class Worker:
         self.transport = transport
         self.clock = clock
         self.meter = meter
+        self.link = link
         self.blocking = blocking
         self.recorder = FlightRecorder()
         self.recording = True
@@ -115,24 +155,13 @@ class Worker:
         self._values: dict[Action, tuple[Tensor, Action, Held | None]] = {}
         self._bytes: dict[tuple[torch.Size, ...], list[tuple[int, int]]] = {}
         self._sent = {(s.stage, CARRIES[s.kind]) for e in program.rows[rank] for s in parts(e) if s.kind in CARRIES}
-        self._needed = {
-            action: need
-            for element in program.schedule.rows[rank]
-            for action in parts(element)
-            for need in needs(action, program.schedule.stages, program.schedule.groups)
-            if need.stage != action.stage or need.kind == T
-        }  # of another stage: one value, or none at the model's ends
-        self._links = {
-            step: link.among((members[rank], self._global_rank_of(program.peer(step))))
-            for step in program.rows[rank]
-            if isinstance(step, Action) and step.kind in CARRIES
-        }
-        self._compute: dict[str, Callable[[Action, Microbatches, Record], Tensor | None]] = {
+        self._compute: dict[str, Callable[[_Task, Microbatches, Record], Tensor | None]] = {
             F: self._forward,
             B: self._backward,
             I: self._backward_input,
             W: self._backward_weight,
         }
+        self._row = [(step, *self._planned(step)) for step in program.rows[rank]]
 
     def run(self, batch: Microbatches) -> Record:
         """Execute the row once, for one step's micro-batches; `record` grows meanwhile, and is kept if it breaks off.
@@ -152,62 +181,29 @@ class Worker:
         assert not self._values, f"rank {self.rank} still holds {list(self._values)}"
         return record
 
-    def _execute(self, batch: Microbatches, record: Record) -> None:
-        shapes = tuple(tensor.shape for tensor in batch.inputs)
-        known = self._bytes.get(shapes)
-        self.meter.counting = known is None
-        held: list[tuple[int, int]] = []
-        waited: Action | None = None
-        for step in self.program.rows[self.rank]:
-            self.at = step
-            if isinstance(step, Action) and step.kind in RECEIVED_FROM:
-                waited = self._receive(step, record) or waited
-            elif isinstance(step, Action) and step.kind in CARRIES:
-                self._send(step, record)
-            elif isinstance(step, Action) and step.kind == U:
-                self._update(step, batch, record)
-            elif isinstance(step, Action) and step.kind == REDUCE:
-                self._reduce(step)
-            else:
-                span: Any
-                span, counted = self._work(step, batch, record, waited)
-                peak, live = known[len(held)] if known else counted
-                held.append((peak, live))
-                if self.recording:
-                    record.curve += ((span.start, peak), (span.end, live))
-                waited = None
-        self.at = None
-        if self.recording:
-            self._bytes[shapes] = held
+    def _planned(self, step: Element) -> tuple[Callable[[Any, _Progress], None], Any]:
+        """Which method executes a step of the row, and what it is given: all that can be looked up beforehand."""
+        if isinstance(step, Action) and step.kind in MESSAGES:
+            peer = self.program.peer(step)
+            send = peer if step.kind in RECEIVED_FROM else step
+            value = Action(send.stage, CARRIES[send.kind], send.microbatch)
+            other = self._global_rank_of(peer)
+            message = _Message(step, peer, other, value, self.link.among((self.global_rank, other)))
+            return (self._receive if send is peer else self._send), message
+        if isinstance(step, Action) and step.kind == U:
+            return self._update, step
+        if isinstance(step, Action) and step.kind == REDUCE:
+            return self._reduce, step
+        return self._work, (step, [self._task(action) for action in parts(step)])
 
-    def _work(
-        self, element: Element, batch: Microbatches, record: Record, waited: Action | None
-    ) -> tuple[Span, tuple[int, int]]:
-        """Compute; gives its span, and as counted the most bytes held meanwhile and those held afterwards."""
-        self.recorder.running(element)
-        self.meter.restart_peak()
-        outputs, start, end = self.clock.run(
-            lambda: [self._compute[action.kind](action, batch, record) for action in parts(element)]
-        )
-        for action, output in zip(parts(element), outputs, strict=True):
-            given = gives(action, self.program.schedule.stages, self.program.schedule.groups)
-            if output is not None and self._is_needed(given):
-                stays = action.kind == F and given[:2] not in self._sent
-                self._values[given] = output, action, self.meter.hold(output) if stays else None
-        del outputs
-        span = Span(self.rank, "compute", element, start, end, waited)
-        self._note(record, span)
-        if self.tp is not None:
-            self._note_meetings(record, span)
-        return span, (self.meter.restart_peak(), self.meter.live)
-
-    def _note_meetings(self, record: Record, span: Span) -> None:
-        """The collectives in the midst of an action are named after it."""
-        assert self.tp is not None
-        meetings = self.tp.taken()
-        add_traffic(record.traffic, traffic_of(meetings))
-        for meeting in meetings:
-            self._note(record, span._replace(lane="collective", start=meeting.start, end=meeting.end))
+    def _task(self, action: Action) -> _Task:
+        schedule = self.program.schedule
+        needed = needs(action, schedule.stages, schedule.groups)
+        of_others = [need for need in needed if need.stage != action.stage or need.kind == T]  # one; none at an end
+        given = gives(action, schedule.stages, schedule.groups)
+        stays = action.kind == F and given[:2] not in self._sent
+        need, name = of_others[0] if of_others else None, given if self._is_needed(given) else None
+        return _Task(action, self._compute[action.kind], need, name, stays)
 
     def _is_needed(self, given: Action) -> bool:
         """What the last stage makes goes nowhere, but for the tokens of generation into a round still to come."""
@@ -215,28 +211,65 @@ class Worker:
             return given.microbatch < self.program.schedule.microbatches
         return given.kind != F or given.stage < self.program.schedule.stages - 1
 
-    def _note(self, record: Record, span: Span) -> None:
+    def _execute(self, batch: Microbatches, record: Record) -> None:
+        shapes = tuple(tensor.shape for tensor in batch.inputs)
+        now = _Progress(batch, record, self._bytes.get(shapes))
+        self.meter.counting = now.known is None
+        for step, perform, plan in self._row:
+            self.at = step
+            perform(plan, now)
+        self.at = None
+        for kind, nbytes in now.sent:
+            add_traffic(record.traffic, {("pp", kind): Volume(1, nbytes)})
         if self.recording:
-            record.spans.append(span)
+            self._bytes[shapes] = now.held
 
-    def _receive(self, step: Action, record: Record) -> Action | None:
-        send = self.program.peer(step)
-        self.recorder.waiting(step, send, (self._global_rank_of(send),))
+    def _work(self, plan: tuple[Element, list[_Task]], now: _Progress) -> None:
+        """Compute; notes the span, and the most bytes held meanwhile and those held afterwards."""
+        element, tasks = plan
+        batch, record = now.batch, now.record
+        self.recorder.running(element)
+        self.meter.restart_peak()
+        outputs, start, end = self.clock.run(lambda: [task.compute(task, batch, record) for task in tasks])
+        for task, output in zip(tasks, outputs, strict=True):
+            if output is not None and task.gives is not None:
+                self._values[task.gives] = output, task.action, self.meter.hold(output) if task.stays else None
+        peak, live = now.known[len(now.held)] if now.known else (self.meter.restart_peak(), self.meter.live)
+        now.held.append((peak, live))
+        if self.recording:
+            record.spans.append(Span(self.rank, "compute", element, start, end, now.waited))
+            record.curve += ((start, peak), (end, live))
+        if self.tp is not None:
+            self._note_meetings(self.tp, element, record)
+        now.waited = None
+
+    def _note_meetings(self, tp: Group, element: Element, record: Record) -> None:
+        """The collectives in the midst of an action are named after it."""
+        meetings = tp.taken()
+        add_traffic(record.traffic, traffic_of(meetings))
+        if self.recording:
+            record.spans += (Span(self.rank, "collective", element, meeting.start, meeting.end) for meeting in meetings)
+
+    def _receive(self, message: _Message, now: _Progress) -> None:
+        step, send, sender, value, _ = message
+        self.recorder.waiting(step, send, (sender,))
         began = self.clock.now
         tensor, arrival, giver = self.transport.receive(send)
         self.clock.wait_until(arrival)
-        ended = self.clock.now
-        self._values[Action(send.stage, CARRIES[send.kind], send.microbatch)] = tensor, giver, None
+        self._values[value] = tensor, giver, None
         waited = giver if arrival > began else None
-        self._note(record, Span(self.rank, "recv", step, began, ended, waited))
-        return waited
+        now.waited = waited or now.waited
+        if self.recording:
+            now.record.spans.append(Span(self.rank, "recv", step, began, self.clock.now, waited))
 
-    def _send(self, step: Action, record: Record) -> None:
-        tensor, giver, _ = self._values.pop(Action(step.stage, CARRIES[step.kind], step.microbatch))
+    def _send(self, message: _Message, now: _Progress) -> None:
+        step = message.step
+        tensor, giver, _ = self._values.pop(message.value)
         departure = self.clock.now
-        arrival = departure + self._links[step].seconds(tensor.nbytes)
-        add_traffic(record.traffic, {("pp", step.kind): Volume(1, tensor.nbytes)})
-        self._note(record, Span(self.rank, "send", step, departure, arrival))
+        arrival = departure + message.link.seconds(tensor.nbytes)
+        now.sent.append((step.kind, tensor.nbytes))
+        if self.recording:
+            now.record.spans.append(Span(self.rank, "send", step, departure, arrival))
         held_up_by = self.transport.held_up_by(step)
         if held_up_by is not None:
             receive = self.program.peer(held_up_by)
@@ -245,18 +278,19 @@ class Worker:
         if self.blocking:
             self.clock.wait_until(arrival)
 
-    def _update(self, step: Action, batch: Microbatches, record: Record) -> None:
+    def _update(self, step: Action, now: _Progress) -> None:
         """Let a stage step its optimizer, in a lane of its own: a synchronous step is timed without its update, too."""
-        stage = self.stages[step.stage]
+        stage, batch, record = self.stages[step.stage], now.batch, now.record
         assert isinstance(stage, UpdatingStage)
         self.recorder.running(step)
         (staleness, held), start, end = self.clock.aside(lambda: stage.update(step.microbatch))
         record.updates.append(Update(step.stage, step.microbatch, staleness, held))
-        self._note(record, Span(self.rank, "memory", step, start, end))
+        if self.recording:
+            record.spans.append(Span(self.rank, "memory", step, start, end))
         if batch.on_loss is not None and stage.loss is not None:
             batch.on_loss(step.microbatch, record.losses[step.microbatch])
 
-    def _reduce(self, step: Action) -> None:
+    def _reduce(self, step: Action, now: _Progress) -> None:
         """Begin to sum a stage's gradients over the replicas; the rank goes on."""
         assert self.sums is not None
         self.recorder.running(step)
@@ -268,11 +302,11 @@ class Worker:
         self.recorder.meeting("the sum over replicas", [m for m in self.sums.group.members if m != self.global_rank])
         for action, meeting in self.sums.finish():
             add_traffic(record.traffic, traffic_of([meeting]))
-            self._note(record, Span(self.rank, "collective", action, meeting.start, meeting.end))
+            record.spans.append(Span(self.rank, "collective", action, meeting.start, meeting.end))
 
-    def _forward(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
-        stage, microbatch = self.stages[action.stage], action.microbatch
-        given = self._from_others(action)
+    def _forward(self, task: _Task, batch: Microbatches, record: Record) -> Tensor | None:
+        stage, microbatch = self.stages[task.action.stage], task.action.microbatch
+        given = self._from_others(task)
         x = batch.inputs[microbatch].clone() if given is None else given  # not a view that keeps the whole batch
         number = batch.first + microbatch
         if stage.loss is None:
@@ -281,14 +315,16 @@ class Worker:
         record.losses[number] = stage.forward(number, x, batch.step, target, batch.totals[microbatch]).item()
         return None
 
-    def _backward(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
-        return self.stages[action.stage].backward(batch.first + action.microbatch, self._from_others(action))
+    def _backward(self, task: _Task, batch: Microbatches, record: Record) -> Tensor | None:
+        number = batch.first + task.action.microbatch
+        return self.stages[task.action.stage].backward(number, self._from_others(task))
 
-    def _backward_input(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
-        return self.stages[action.stage].backward_input(batch.first + action.microbatch, self._from_others(action))
+    def _backward_input(self, task: _Task, batch: Microbatches, record: Record) -> Tensor | None:
+        number = batch.first + task.action.microbatch
+        return self.stages[task.action.stage].backward_input(number, self._from_others(task))
 
-    def _backward_weight(self, action: Action, batch: Microbatches, record: Record) -> None:
-        self.stages[action.stage].backward_weight(batch.first + action.microbatch)
+    def _backward_weight(self, task: _Task, batch: Microbatches, record: Record) -> None:
+        self.stages[task.action.stage].backward_weight(batch.first + task.action.microbatch)
 
     def _watched(self, stage: Stage, record: Record) -> None:
         if (watch := stage.watch) is not None:
@@ -304,10 +340,9 @@ class Worker:
     def _global_rank_of(self, message: Action) -> int:
         return self.members[self.program.placement.rank_of[message.stage]]
 
-    def _from_others(self, action: Action) -> Tensor | None:
+    def _from_others(self, task: _Task) -> Tensor | None:
         """What it needs of another stage, if anything; nobody else needs that, so it is let go of here."""
-        need = self._needed.get(action)
-        return None if need is None else self._values.pop(need)[0]
+        return None if task.need is None else self._values.pop(task.need)[0]
 
 
 def _in_this_thread(tp: Group | None) -> AbstractContextManager[object]:

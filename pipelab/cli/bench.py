@@ -110,9 +110,10 @@ def _print_splits(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_recorders(rows: list[dict[str, Any]]) -> None:
-    print("processor time of a recorded step over an unrecorded one, in turn (median)")
+    print("processor time of a recorded step over an unrecorded one, in turn (median, and quartiles of the pairs)")
     for row in rows:
-        print(f"{row['schedule']:<6} {row['what']:<6} {row['on_over_off']:.4f}")
+        low, high = row["quartiles"]
+        print(f"{row['schedule']:<6} {row['what']:<6} {row['on_over_off']:.4f}   {low:.4f} to {high:.4f}")
 
 
 def _print_simulators(rows: list[dict[str, Any]]) -> None:
