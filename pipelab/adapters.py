@@ -17,8 +17,8 @@ def from_transformers(model: Any) -> nn.Sequential:
     """The layers of a causal GPT-2 or Llama in the order they run: token ids [R, T] in, logits [R, T, vocabulary] out.
 
     R rows of T tokens each, none of them padding. Nothing is copied but the table of rotary angles, so that after
-    `train` the model itself is trained. Raises ValueError for another kind of model, an attention that needs its mask
-    handed over, or a head tied to the embedding, which would live on two ranks (see `untie`).
+    `train` the model itself is trained, and so it is where the head is tied to the embedding. Raises ValueError for
+    another kind of model, or an attention that needs its mask handed over.
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM  # doctest: +SKIP
     >>> config = LlamaConfig(hidden_size=64, num_hidden_layers=6, num_attention_heads=4)  # doctest: +SKIP
@@ -36,11 +36,6 @@ def from_transformers(model: Any) -> nn.Sequential:
         raise ValueError(
             f"the model's attention is {attention!r}, which takes its causal mask from outside; build the model with"
             " attn_implementation='sdpa'"
-        )
-    if model.lm_head.weight is model.get_input_embeddings().weight:
-        raise ValueError(
-            "the head is tied to the embedding, and a parameter must live on one stage; give the head a matrix of its"
-            " own: from_transformers(untie(model))"
         )
     return nn.Sequential(*_LAYERS[kind](model))
 

@@ -45,6 +45,10 @@ class Clock(Protocol):
         """In the midst of `run`, wait for other ranks: `exchange` is told the time, and gives a result and the time to
         go on at. Gives the result, and from when to when that lasted."""
 
+    def beside(self, begin: float, seconds: float) -> tuple[float, float]:
+        """From when to when a collective went that this rank has just waited for at the end of its work: it could begin
+        at `begin` and takes `seconds` by its link; a rank has one such at a time."""
+
     def aside(self, work: Callable[[], Result]) -> tuple[Result, float, float]:
         """Do what is not the pipeline's work, such as an update: as `run`, but virtual time stands still meanwhile."""
 
@@ -77,11 +81,11 @@ class VirtualClock:
 
     def __init__(self, turn: Measures) -> None:
         self._turn = turn
-        self.now = 0.0
+        self.now = self._beside = 0.0
 
     def restart(self, origin: float) -> None:
         """Set the clock to 0."""
-        self.now = 0.0
+        self.now = self._beside = 0.0
 
     def run(self, work: Callable[[], Result]) -> tuple[Result, float, float]:
         """Do the work and let its own duration pass."""
@@ -107,6 +111,12 @@ class VirtualClock:
         finally:
             self._turn.take()
         return result, start, self.now
+
+    def beside(self, begin: float, seconds: float) -> tuple[float, float]:
+        """As soon as it could begin and the one before was over."""
+        start = max(begin, self._beside)
+        self._beside = start + seconds
+        return start, self._beside
 
     def aside(self, work: Callable[[], Result]) -> tuple[Result, float, float]:
         """Do the work while virtual time stands still; its end is where it would be if time went on."""
@@ -151,6 +161,11 @@ class WallClock:
         result, ready = exchange(start)
         self.wait_until(ready)
         return result, start, self.now
+
+    def beside(self, begin: float, seconds: float) -> tuple[float, float]:
+        """Until now, for it was waited for: a rank that works meanwhile does not see when it was over."""
+        self.wait_until(begin + seconds)
+        return begin, self.now
 
     def settle(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
         """The same: the host's times are known at once."""

@@ -92,7 +92,6 @@ class Group:
         self.axis, self.members, self.index = axis, members, index
         self.carrier, self.clock, self.link = carrier, clock, link
         self.meetings: list[Meeting] = []
-        self._free = 0.0
 
     @property
     def size(self) -> int:
@@ -116,16 +115,11 @@ class Group:
         return Started(kind, self._whole(kind, tensor), self.carrier.start(kind, tensor, self.clock.now))
 
     def finish(self, started: Started) -> Tensor:
-        """Wait for what was begun; a group does one after the other."""
+        """Wait for what was begun; a rank's collectives go one after the other."""
         result, all_came = started.arriving.wait()
-        begin = max(all_came, self._free)
-        self._free = begin + self.seconds(started.kind, started.nbytes)
-        self._note(started.kind, begin, self._free, started.nbytes)
+        start, end = self.clock.beside(all_came, self.seconds(started.kind, started.nbytes))
+        self._note(started.kind, start, end, started.nbytes)
         return result
-
-    def restart(self) -> None:
-        """A step begins, and with it the clock."""
-        self._free = 0.0
 
     def taken(self) -> list[Meeting]:
         """The meetings since this was asked last."""

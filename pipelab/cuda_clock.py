@@ -188,6 +188,10 @@ class CudaWallClock:
         result, _ = exchange(self.now)
         return result, start, self.stamps.take()
 
+    def beside(self, begin: float, seconds: float) -> tuple[float, Any]:
+        """Until this place of the stream, which waits for it."""
+        return begin, self.stamps.take()
+
     def wait_until(self, arrival: float) -> None:
         """Sleep until then, if it is still to come."""
         if (rest := arrival - self.now) > 0:

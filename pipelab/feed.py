@@ -58,9 +58,10 @@ class StepBegun(NamedTuple):
 
 
 class Spans(NamedTuple):
-    """What a rank has done since its last: spans, and activation memory as (time, bytes) points.
+    """What a global rank has done since its last: spans, and activation memory as (time, bytes) points.
 
-    `last` marks a rank's last of the step; a step that broke off has it for what was executed of it.
+    On a mesh with replicas or shards the spans, too, bear the global rank. `last` marks a rank's last of the step; a
+    step that broke off has it for what was executed of it.
     """
 
     step: int
@@ -240,9 +241,11 @@ def _place(event: OfStep) -> tuple[int, int]:
 
 
 class HasRecord(Protocol):
-    """A worker, as far as the feed knows it: its rank, and the growing record of its step."""
+    """A worker, as far as the feed knows it: its global rank, and the growing record of its step."""
 
-    rank: int
+    @property
+    def global_rank(self) -> int: ...
+
     record: Any
 
 
@@ -276,8 +279,8 @@ class Reporter:
     def step(self, number: int) -> Iterator[None]:
         """Within it the step is executed; at its end, also of one that breaks off, all is told."""
         with self._lock:
-            self._before = {worker.rank: worker.record for worker in self._workers}
-            self._told = {worker.rank: (0, 0) for worker in self._workers}
+            self._before = {worker.global_rank: worker.record for worker in self._workers}
+            self._told = {worker.global_rank: (0, 0) for worker in self._workers}
             self._step = number
         try:
             yield
@@ -297,9 +300,11 @@ class Reporter:
     def _look(self, worker: HasRecord, step: int, *, last: bool) -> None:
         spans: tuple[Span, ...] = ()
         points: tuple[tuple[float, int], ...] = ()
-        if worker.record is not self._before[worker.rank]:
-            known, counted = self._told[worker.rank]
+        if worker.record is not self._before[worker.global_rank]:
+            known, counted = self._told[worker.global_rank]
             spans, points = tuple(worker.record.spans[known:]), tuple(worker.record.curve[counted:])
-            self._told[worker.rank] = known + len(spans), counted + len(points)
+            self._told[worker.global_rank] = known + len(spans), counted + len(points)
         if spans or points or last:
-            self._tell(Spans(step, worker.rank, spans, points, last))
+            rank = worker.global_rank
+            own = tuple(span if span.rank == rank else span._replace(rank=rank) for span in spans)
+            self._tell(Spans(step, rank, own, points, last))

@@ -38,7 +38,7 @@ def check_fit(job: Job, batch: Batch, limit: float | None = None) -> None:
     that share it; then nothing is predicted where a rough guess says that there is plenty, and a model that cannot be
     predicted passes.
     """
-    batch = _of_a_replica(job, batch)
+    split_batch(0, batch, job.mesh.dp * job.program.schedule.microbatches)  # refuses what is no batch of a step
     room: _Limit | _Machine | None
     if limit is not None:
         if not limit > 0:
@@ -91,7 +91,8 @@ class _Machine(NamedTuple):
     def need(self, job: Job, held: Prediction) -> _Need:
         """That of the fullest place, without the parameters that are there already."""
         size = job.mesh.size
-        there = job.transport == "memory" and all(p.device.type == job.device.type for p in job.model.parameters())
+        alone = job.transport == "memory" and (job.mesh.dp, job.mesh.tp) == (1, 1)  # else ranks have copies
+        there = alone and all(p.device.type == job.device.type for p in job.model.parameters())
         totals = [
             total - (causes[PARAMETERS] if there else 0) for total, causes in zip(held.totals, held.causes, strict=True)
         ]
@@ -134,19 +135,12 @@ def rough_bytes(job: Job, batch: Batch) -> int:
     return STATES * sum(p.nbytes for p in parameters) + 4 * places * features * itemsize
 
 
-def _of_a_replica(job: Job, batch: Batch) -> Batch:
-    """The rows of a batch that one replica takes. Raises ValueError where it cannot be cut into the micro-batches."""
-    dp = job.mesh.dp
-    split_batch(0, batch, dp * job.program.schedule.microbatches)
-    inputs, targets = (tensor[: -(-len(tensor) // dp)] for tensor in batch)
-    return inputs, targets
-
-
 def _predicted(job: Job, batch: Batch) -> Prediction:
     assert job.loss is not None and job.optimizer is not None
     return predict_memory(
         job.model, job.program.schedule, batch, job.mesh, loss=job.loss, optimizer=job.optimizer, at=job.at,
-        device=job.device.type, transport=job.transport, make_stage=job.make_stage,
+        device=job.device.type, transport=job.transport, make_stage=job.make_stage, zero=job.zero,
+        sequence_parallel=job.sequence_parallel,
     )  # fmt: skip
 
 
@@ -171,7 +165,7 @@ def _others(job: Job, batch: Batch) -> Iterator[tuple[str, Job]]:
     schedule = job.program.schedule
     ranks, microbatches, name = schedule.ranks, schedule.microbatches, schedule.name
     chunks = schedule.stages // ranks
-    rows = len(batch[0]) // microbatches
+    rows = len(batch[0]) // (job.mesh.dp * microbatches)
     counts = sorted({2 * microbatches, rows * microbatches}) if rows > 1 else []
     leaner = [(f"{lean} instead of {name}", lean, ranks, microbatches, None) for lean in LEAN if lean != name]
     tries: list[tuple[str, str, int, int, int | None]] = [
@@ -184,7 +178,8 @@ def _others(job: Job, batch: Batch) -> Iterator[tuple[str, Job]]:
         with suppress(ValueError):  # rows from a file have no name, and not every name takes every number
             changed = build(other, pp, count, parts)
             if changed.stages <= len(job.model):
-                yield what, replace(job, program=lower(changed), mesh=replace(job.mesh, pp=pp), at=None)
+                mesh = replace(job.mesh, pp=pp)
+                yield what, replace(job, program=lower(changed, mesh), mesh=mesh, at=None)
 
 
 def _gib(size: float) -> str:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from array import array
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 RUNNING, WAITING, FINISHED = "running", "waiting", "finished"
 _STATES = (RUNNING, WAITING, FINISHED)
@@ -23,8 +23,10 @@ MOST_PEERS = 16
 """How many of the ranks that it waits for a note can name."""
 
 _COUNT = struct.Struct("<Q")
-_NOTE = struct.Struct(f"<dBB{2 * MOST_PEERS}s43s43s")
-SIZE = _NOTE.size * (ENTRIES + 1)
+_MOMENT = struct.Struct("<d")
+_WORDS = struct.Struct(f"<BB{2 * MOST_PEERS}s43s43s")
+_PLACE = _MOMENT.size + _WORDS.size
+SIZE = _PLACE * (ENTRIES + 1)
 """Bytes of one rank's ring; in its first place is the number of notes ever written."""
 
 
@@ -54,17 +56,15 @@ class FlightRecorder:
     def __init__(self, memory: memoryview | None = None) -> None:
         self._memory = memoryview(bytearray(SIZE)) if memory is None else memory
         self._written = self.count
-        self.names: Sequence[int] | None = None
-        """The global rank of each rank that the notes name, where the two differ."""
+        self._words: dict[tuple[object, ...], bytes] = {}  # a rank notes the same things in every step
 
     def running(self, action: object) -> None:
         """Note that the rank now does `action`."""
-        self._write(0, str(action).encode(), b"", b"", 0)
+        self._write(0, action, "", ())
 
     def waiting(self, action: object, awaited: object = "", peers: Sequence[int] = ()) -> None:
-        """Note that the rank stands at `action` until the ranks `peers` have done `awaited`."""
-        named = array("H", (peers if self.names is None else [self.names[peer] for peer in peers])[:MOST_PEERS])
-        self._write(1, str(action).encode(), str(awaited).encode(), named.tobytes(), len(named))
+        """Note that the rank stands at `action` until the (global) ranks `peers` have done `awaited`."""
+        self._write(1, action, awaited, tuple(peers))
 
     def meeting(self, action: object, peers: Sequence[int]) -> None:
         """Note that at `action`, such as a collective, the rank waits until the ranks `peers` have come to it too."""
@@ -72,13 +72,21 @@ class FlightRecorder:
 
     def finished(self) -> None:
         """Note that the rank has nothing left to do."""
-        self._write(2, b"", b"", b"", 0)
+        self._write(2, "", "", ())
 
-    def _write(self, state: int, action: bytes, awaited: bytes, peers: bytes, count: int) -> None:
-        offset = _NOTE.size * (1 + self._written % ENTRIES)
-        _NOTE.pack_into(self._memory, offset, time.time(), state, count, peers, action, awaited)
+    def _write(self, *note: Any) -> None:
+        words = self._words.get(note)
+        if words is None:
+            words = self._words[note] = self._packed(*note)
+        offset = _PLACE * (1 + self._written % ENTRIES)
+        _MOMENT.pack_into(self._memory, offset, time.time())
+        self._memory[offset + _MOMENT.size : offset + _PLACE] = words
         self._written += 1  # after the note: who reads meanwhile sees the notes before it
         _COUNT.pack_into(self._memory, 0, self._written)
+
+    def _packed(self, state: int, action: object, awaited: object, peers: tuple[int, ...]) -> bytes:
+        named = array("H", peers[:MOST_PEERS])
+        return _WORDS.pack(state, len(named), named.tobytes(), str(action).encode(), str(awaited).encode())
 
     @property
     def count(self) -> int:
@@ -96,9 +104,9 @@ class FlightRecorder:
         return self._read(self.count - 1) if self.count else None
 
     def _read(self, index: int) -> Note:
-        moment, state, count, peers, action, awaited = _NOTE.unpack_from(
-            self._memory, _NOTE.size * (1 + index % ENTRIES)
-        )
+        offset = _PLACE * (1 + index % ENTRIES)
+        (moment,) = _MOMENT.unpack_from(self._memory, offset)
+        state, count, peers, action, awaited = _WORDS.unpack_from(self._memory, offset + _MOMENT.size)
         return Note(moment, _STATES[state], _text(action), _text(awaited), tuple(array("H", peers)[:count]))
 
 

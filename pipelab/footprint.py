@@ -17,10 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipelab.action import B, F, I, W
+from pipelab.clock import WallClock
+from pipelab.collectives import ALL_GATHER, ALL_REDUCE, Group
+from pipelab.costs import Link
 from pipelab.loss import Loss
 from pipelab.memory import ActivationMeter
-from pipelab.models import Block
-from pipelab.optimizer import Optimizer, state_bytes
+from pipelab.optimizer import Optimizer
 from pipelab.randomness import Randomness
 from pipelab.stage import Stage
 
@@ -112,11 +114,11 @@ class FakeStage:
     ) -> None:  # fmt: skip
         owned = [*layers.parameters(), *layers.buffers()]
         self.parameters = list(layers.parameters())
+        self.tile = tile
         self.storages = LiveStorages(owned, tile)
         self.meter = ActivationMeter(owned, identity=lambda storage: storage._cdata)
         self.stage = make_stage(layers, first=first, loss=loss, split=split, randomness=_NoDraws(0), meter=self.meter)
         self.stage.share = _share
-        self.bytes = sum(map(self._size, owned))
 
     def footprints(self, kinds: Sequence[str], x: Shape, target: Shape | None) -> tuple[Mapping[str, Footprint], Shape]:
         """The footprint of each action of a micro-batch, in their order, and the shape of what it gives."""
@@ -186,40 +188,44 @@ def fake_mode() -> Any:
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
-def fake_copy(layers: nn.Sequential, mode: Any) -> nn.Sequential:
-    """The same layers with fake parameters and buffers; the model itself may lie on any device, also on "meta"."""
-    twins: dict[int, Any] = {}
-    with mode:
-        for parameter in layers.parameters():
-            twin = nn.Parameter(Shape.of(parameter).empty(), parameter.requires_grad)
-            twins[id(parameter)] = twin
-        for buffer in layers.buffers():
-            twins[id(buffer)] = Shape.of(buffer).empty()
-    return copy.deepcopy(layers, twins)
+def copies(slices: Sequence[nn.Sequential], device: str = "cpu") -> list[nn.Sequential]:
+    """The same layers with parameters and buffers of their own, without values; what was shared is shared.
 
-
-def tensor_share(layers: nn.Module, tp: int) -> None:
-    """Make fake layers what one of `tp` tensor-parallel ranks holds: its share of the heads and of the MLP's features.
-
-    Attention and MLP of pipelab's own blocks are shared (Shoeybi et al. 2019, section 3); all else is on every rank.
-    Raises ValueError where the heads cannot be shared evenly.
+    Within `fake_mode` they are fake; on the device "meta" they have no memory either.
     """
-    for block in (module for module in layers.modules() if isinstance(module, Block)):
-        heads = block.attention.projection.in_features // block.attention.head_width
-        if heads % tp:
-            raise ValueError(f"{heads} heads cannot be shared by tp={tp} ranks; take a divisor of {heads}")
-        linear: Any
-        for linear in map(block.get_submodule, ("attention.qkv", "mlp.up")):
-            _keep(linear, "weight", (linear.out_features // tp, linear.in_features))
-            _keep(linear, "bias", (linear.out_features // tp,))
-        for linear in map(block.get_submodule, ("attention.projection", "mlp.down")):
-            _keep(linear, "weight", (linear.out_features, linear.in_features // tp))
+    twins: dict[int, Any] = {}
+    for layers in slices:
+        for tensor in (*layers.parameters(), *layers.buffers()):
+            twin = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            twins[id(tensor)] = nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
+    return [copy.deepcopy(layers, twins) for layers in slices]
 
 
-def _keep(module: Any, name: str, size: tuple[int, ...]) -> None:
-    whole = getattr(module, name)
-    if whole is not None:
-        setattr(module, name, nn.Parameter(Shape(size, whole.dtype).empty(), whole.requires_grad))
+class _Alone:
+    """What would bring a group together, where there is nobody else: only the shapes and the copies are real."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def start(self, kind: str, tensor: Tensor, now: float, *, largest: bool = False) -> "_Arrived":
+        given = tensor.detach().clone()
+        if kind == ALL_REDUCE:
+            return _Arrived(given, given)
+        shape = (self.size, *given.shape) if kind == ALL_GATHER else given.shape[1:]
+        return _Arrived(given.new_empty(shape), given)
+
+
+class _Arrived(NamedTuple):
+    result: Tensor
+    given: Tensor
+
+    def wait(self) -> tuple[Tensor, float]:
+        return self.result, 0.0
+
+
+def fake_seat(size: int) -> Group:
+    """The first seat among `size` tensor shards that are not there."""
+    return Group("tp", tuple(range(size)), 0, _Alone(size), WallClock(), Link())
 
 
 def optimizer_bytes(optimizer: Optimizer, parameters: list[nn.Parameter], tile: int) -> tuple[int, int]:
@@ -245,7 +251,10 @@ def optimizer_bytes(optimizer: Optimizer, parameters: list[nn.Parameter], tile: 
                 made.step()
             except DataDependentOutputException:
                 break  # it looks at a number; by then it has made its states
-    kept = sum(len(alike[Shape.of(one)]) * state_bytes([made], [one]) for one in some)
+    kept = sum(
+        len(alike[Shape.of(one)]) * sum(value.nbytes for value in made.state[one].values() if isinstance(value, Tensor))
+        for one in some
+    )
     return kept, storages.peak - before
 
 

@@ -37,7 +37,8 @@ class Moment(NamedTuple):
     """What a rank holds when an action has ended, and by which changes: counted in the first step of some shapes.
 
     `peak` and `live` are bytes of activations: at most while it lasted, and in the end. `changes` has what each earlier
-    action holds more, or less, than before. `staying` are gradients for a stage of the same rank.
+    action holds more, or less, than before. `staying` are gradients for a stage of the same rank, `reducing` those that
+    are being summed over replicas.
     """
 
     peak: int
@@ -45,6 +46,7 @@ class Moment(NamedTuple):
     changes: Mapping[Action | None, int]
     gradients: int
     staying: int
+    reducing: int = 0
     device: Reading | None = None
 
 
@@ -110,8 +112,8 @@ class Holdings:
         grads = staying = 0
         for span, moment in zip(_compute(self.spans), self.counted.moments, strict=True):
             taken[GRADIENTS].append((span.end, moment.gradients - grads))
-            taken[COMMUNICATION].append((span.end, moment.staying - staying))
-            grads, staying = moment.gradients, moment.staying
+            taken[COMMUNICATION].append((span.end, moment.staying + moment.reducing - staying))
+            grads, staying = moment.gradients, moment.staying + moment.reducing
         taken[COMMUNICATION] += [(begin, self.buffers)] if self.buffers else []
         return taken
 
@@ -125,13 +127,15 @@ _CAUSE = {F: ACTIVATIONS, B: ACTIVATIONS, "R": RECOMPUTE}
 class Memory:
     """What each rank held in a step: activation bytes at most and over time, and all bytes by cause.
 
-    `peaks` has the most activation bytes of each rank, over all steps, `curves` those bytes over time as (time, bytes)
-    steps on the trace's clock. `readings` has, on a GPU, what the allocator said after each action (`cuda_memory`).
+    `peaks` has the most activation bytes of each global rank, over all steps, `curves` those of the first pipeline's
+    ranks over time, as (time, bytes) steps on the trace's clock. All else goes by global rank. `readings` has, on a
+    GPU, what the allocator said after each action (`cuda_memory`). `pipelines` has the global ranks of each pipeline.
     """
 
     peaks: tuple[int, ...]
     curves: tuple[Curve, ...]
     holdings: tuple[Holdings, ...] = ()
+    pipelines: tuple[tuple[int, ...], ...] = ()
 
     def by_cause(self, rank: int) -> dict[str, Curve]:
         """What a rank holds over time for each of `CAUSES`: exact at the ends of actions.
@@ -180,9 +184,10 @@ class Memory:
         held = self.holdings[rank]
         taken = held.by_cause()
         if not held.buffers:
-            spans = [span for each in self.holdings for span in each.spans]
-            sizes = {send: size for each in self.holdings for send, size in each.counted.sent.items()}
-            taken[COMMUNICATION] += flights(spans, sizes, rank)
+            (members,) = (pipeline for pipeline in self.pipelines if rank in pipeline)
+            theirs = [self.holdings[member] for member in members]
+            sizes = {send: size for each in theirs for send, size in each.counted.sent.items()}
+            taken[COMMUNICATION] += flights([s for each in theirs for s in each.spans], sizes, members.index(rank))
         return taken
 
 

@@ -13,8 +13,9 @@ class Live:
 
     `started` is the `Started` event or None, `ended` the `Ended` event or None. `step` counts from 0 (-1 before the
     first). `losses` has the loss of every step that is over. `current` is the trace of the step that goes on, as far as
-    it is known, and `trace` that of the last whole step (None before). `held` and `peaks` are activation bytes by rank:
-    those held at the last known moment, and the most so far. `targets` is how many targets (tokens) the last step had.
+    it is known, with a row for each global rank, and `trace` that of the last whole step (None before). `held` and
+    `peaks` are activation bytes by rank: those held at the last known moment, and the most so far. `targets` is how
+    many targets (tokens) the last step had.
 
     >>> from pipelab import Action, build
     >>> from pipelab.mesh import Mesh
@@ -45,7 +46,7 @@ class Live:
         match event:
             case Started():
                 self.started = event
-                self.held = self.peaks = (0,) * event.schedule.ranks
+                self.held = self.peaks = (0,) * event.mesh.size
             case StepBegun():
                 self.step, self._spans = event.step, {}
             case Spans():
@@ -68,9 +69,11 @@ class Live:
         """The trace of the step that goes on, or went on last, as far as it is known."""
         if self.started is None:
             return None
-        schedule, spans = self.started.schedule, self._spans
+        schedule, mesh, spans = self.started.schedule, self.started.mesh, self._spans
         in_order = tuple(span for rank in sorted(spans) for span in spans[rank])
-        return Trace(schedule.name, self.started.clock, schedule.placement.chunks_per_rank(), in_order)
+        of_pipeline = schedule.placement.chunks_per_rank()
+        chunks = tuple(of_pipeline[mesh.coordinates(rank)[1]] for rank in range(mesh.size))
+        return Trace(schedule.name, self.started.clock, chunks, in_order)
 
     @property
     def tokens_per_second(self) -> float | None:

@@ -1,14 +1,32 @@
 """Which messages does a schedule imply? `lower` adds them, and the one program is simulated, executed and drawn.
 
 Every value that a stage on another rank needs (by `dependencies.NEEDS`) is sent right after the action that gives it
-and received right before the action that needs it.
+and received right before the action that needs it. With replicas a stage's gradients are summed as soon as it has its
+last.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipelab.action import RECV_B, RECV_F, RECV_T, SEND_B, SEND_F, SEND_T, Action, B, Element, F, I, U, W, parts
+from pipelab.action import (
+    RECV_B,
+    RECV_F,
+    RECV_T,
+    REDUCE,
+    SEND_B,
+    SEND_F,
+    SEND_T,
+    Action,
+    B,
+    Element,
+    F,
+    I,
+    U,
+    W,
+    parts,
+)
 from pipelab.dependencies import T, Value, dataflow, gives
+from pipelab.mesh import Mesh
 from pipelab.placement import Placement
 from pipelab.schedule import Schedule
 
@@ -68,15 +86,19 @@ def peer(message: Action, stages: int = 1) -> Action:
     raise ValueError(f"{message} is not a message")
 
 
-def lower(schedule: Schedule) -> Program:
+def lower(schedule: Schedule, mesh: Mesh | None = None) -> Program:
     """Add to each row the sends and receives that its dependencies imply; values that stay on a rank need none.
 
-    Without a flush each micro-batch's backward is followed by U, the update of its stage's weights.
+    Without a flush each micro-batch's backward is followed by U, the update of its stage's weights. On a mesh with
+    replicas the last B or W of each stage is followed by REDUCE: the sum of its gradients over `dp` begins.
 
     >>> from pipelab import build
     >>> print(lower(build("pipedream", ranks=2, microbatches=1)))
     0F0 0SEND_F0 0RECV_B0 0B0 0U0
     1RECV_F0 1F0 1B0 1SEND_B0 1U0
+    >>> print(lower(build("gpipe", ranks=2, microbatches=1), Mesh(dp=2, pp=2)))
+    0F0 0SEND_F0 0RECV_B0 0B0 0REDUCE0
+    1RECV_F0 1F0 1B0 1SEND_B0 1REDUCE0
     """
     remote = _remote(schedule)
     wanted = {source for sources in remote.values() for source in sources}
@@ -84,6 +106,8 @@ def lower(schedule: Schedule) -> Program:
         tuple(step for element in row for step in _with_messages(element, schedule, remote, wanted))
         for row in schedule.rows
     )
+    if mesh is not None and mesh.dp > 1:
+        rows = tuple(tuple(_with_reductions(row)) for row in rows)
     return Program(schedule, rows)
 
 
@@ -92,7 +116,7 @@ def message_flow(schedule: Schedule) -> dict[Value, tuple[Value, ...]]:
     stages = schedule.stages
     table: dict[Value, tuple[Value, ...]] = dict.fromkeys(dataflow(stages), ())
     for stage in range(stages):
-        table[stage, U] = ()
+        table[stage, U] = table[stage, REDUCE] = ()
         for receive, (step, send) in RECEIVED_FROM.items():
             table[stage, send] = ()
             inside = 0 <= stage + step < stages
@@ -124,3 +148,16 @@ def _with_messages(
             yield Action(stage, SEND[given], microbatch)
         if not schedule.flush and action.kind in (B, W):
             yield Action(stage, U, action.microbatch)
+
+
+def _with_reductions(row: tuple[Element, ...]) -> Iterator[Element]:
+    """A stage's gradients are complete after its last B or W; what that gives is sent first, for somebody waits."""
+    last = {action.stage: at for at, element in enumerate(row) for action in parts(element) if action.kind in (B, W)}
+    due: list[int] = []
+    for at, element in enumerate(row):
+        if due and not (isinstance(element, Action) and element.kind in CARRIES):
+            yield from (Action(stage, REDUCE, 0) for stage in due)
+            due = []
+        yield element
+        due += [action.stage for action in parts(element) if last.get(action.stage) == at]
+    yield from (Action(stage, REDUCE, 0) for stage in due)

@@ -57,3 +57,44 @@ class Mesh:
         if axis not in own:
             raise ValueError(f"a mesh has the axes dp, pp and tp: got {axis!r}")
         return tuple(self.global_rank(**{**own, axis: step}) for step in range(getattr(self, axis)))
+
+    def groups(self, axis: str) -> tuple[tuple[int, ...], ...]:
+        """All groups along an axis, in the order of their first ranks.
+
+        >>> Mesh(dp=2, pp=2, tp=2).groups("dp")
+        ((0, 4), (1, 5), (2, 6), (3, 7))
+        """
+        return tuple(sorted({self.group(axis, rank) for rank in range(self.size)}))
+
+    def __str__(self) -> str:
+        """A picture: a block for each replica, a row for each pipeline rank, in it its tensor shards; and who talks.
+
+        >>> print(Mesh(dp=2, pp=2, tp=2))
+        dp 2 x pp 2 x tp 2 = 8 global ranks
+                 replica 0    replica 1
+          pp 0   [  0   1 ]   [  4   5 ]
+          pp 1   [  2   3 ]   [  6   7 ]
+        tp, within brackets: 0-1 2-3 4-5 6-7
+        pp, down a column:   0-2 1-3 4-6 5-7
+        dp, across replicas: 0-4 1-5 2-6 3-7
+        """
+        width = len(str(self.size - 1)) + 2
+        cells = [
+            [
+                "[" + "".join(f"{self.global_rank(dp, pp, tp):>{width}} " for tp in range(self.tp)) + "]"
+                for dp in range(self.dp)
+            ]
+            for pp in range(self.pp)
+        ]
+        heads = [f"replica {dp}".ljust(max(len(cells[0][0]), 9)) for dp in range(self.dp)]
+        label = len(f"  pp {self.pp - 1}")
+        lines = [f"dp {self.dp} x pp {self.pp} x tp {self.tp} = {self.size} global ranks"]
+        lines.append((" " * label + "   " + "   ".join(heads)).rstrip())
+        for pp, row in enumerate(cells):
+            padded = [cell.ljust(len(head)) for cell, head in zip(row, heads, strict=True)]
+            lines.append((f"  pp {pp}".ljust(label) + "   " + "   ".join(padded)).rstrip())
+        for axis, where in (("tp", "within brackets:"), ("pp", "down a column:"), ("dp", "across replicas:")):
+            if getattr(self, axis) > 1:
+                talk = " ".join("-".join(map(str, group)) for group in self.groups(axis))
+                lines.append(f"{axis}, {where:<16} {talk}")
+        return "\n".join(lines)

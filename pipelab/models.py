@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The six numbers that describe a GPT.
+    """The six numbers that describe a GPT, and whether its two ends share a matrix.
 
     `vocabulary` counts the token ids (256 where a token is a byte), `width` the features of one token,
     `heads` the attention heads that share the width, `layers` the blocks, `context` the longest row in
-    tokens; `dropout` is a probability. Raises ValueError if the numbers cannot form a model.
+    tokens; `dropout` is a probability. With `tied` the head uses the embedding's matrix, as GPT-2 does.
+    Raises ValueError if the numbers cannot form a model.
 
     >>> GPTConfig(vocabulary=256, width=32, heads=3, layers=8, context=16)
     Traceback (most recent call last):
@@ -38,6 +39,7 @@ class GPTConfig:
     layers: int
     context: int
     dropout: float = 0.0
+    tied: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "width", "heads", "layers", "context"):
@@ -155,8 +157,7 @@ class Block(nn.Module):
 class Head(nn.Module):
     """Turn features [R, T, D] into one score (logit) for each possible next token [R, T, vocabulary].
 
-    Its matrix is its own, not the embedding's: tied weights would live on the first and the last rank at
-    once.
+    Its matrix is its own unless the model ties it to the embedding's.
 
     >>> Head(PRESETS["tiny"])(torch.zeros(2, 16, 32)).shape
     torch.Size([2, 16, 256])
@@ -187,6 +188,8 @@ class GPT(nn.Sequential):
         super().__init__(Embedding(config), *(Block(config) for _ in range(config.layers)), Head(config))
         self.config = config
         _initialise(self, config.layers)
+        if config.tied:
+            self[-1].vocabulary.weight = self[0].token.weight
 
     def __getitem__(self, index: Any) -> Any:
         # nn.Sequential builds a slice with its own class, but a slice of a GPT is no GPT: it may lack an end.
@@ -208,11 +211,13 @@ def build_model(
     *,
     seed: int = 0,
     layers: int | None = None,
+    tied: bool | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> GPT:
     """Build a model whose initial parameters depend on `seed` only, wherever in a program it is called.
 
-    `name_or_config` is a key of `PRESETS` or a `GPTConfig`; `layers` replaces its number of blocks.
+    `name_or_config` is a key of `PRESETS` or a `GPTConfig`; `layers` replaces its number of blocks,
+    `tied` whether its two ends share a matrix.
     Parameters are drawn first and converted to `dtype` afterwards, so a float64 model starts from the very
     numbers of its float32 twin. The caller's random state is left as it was. Raises ValueError for an
     unknown name or impossible sizes.
@@ -231,6 +236,8 @@ def build_model(
         config = name_or_config
     if layers is not None:
         config = replace(config, layers=layers)
+    if tied is not None:
+        config = replace(config, tied=tied)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # torch.manual_seed would also reset the GPUs' random state.
         torch.default_generator.manual_seed(seed)

@@ -1,6 +1,6 @@
 """How are the parameters updated? By any torch optimizer; every rank has one of its own, for its own stages."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -18,14 +18,14 @@ def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-3)
 
 
-def state_bytes(optimizers: Iterable[torch.optim.Optimizer], parameters: Iterable[nn.Parameter]) -> int:
-    """What these optimizers keep for these parameters by now; most have nothing before their first step.
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """What an optimizer keeps by now; most have nothing before their first step.
 
     >>> parameter = nn.Parameter(torch.zeros(2))
     >>> parameter.grad = torch.zeros(2)
     >>> (optimizer := adamw([parameter])).step()
-    >>> state_bytes([optimizer], [parameter])  # two moments of 8 bytes, and a counter of steps
+    >>> state_bytes(optimizer)  # two moments of 8 bytes, and a counter of steps
     20
     """
-    states = [optimizer.state.get(parameter, {}) for parameter in parameters for optimizer in optimizers]
-    return sum(value.nbytes for state in states for value in state.values() if isinstance(value, torch.Tensor))
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))

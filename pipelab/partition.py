@@ -23,9 +23,9 @@ def cut(model: nn.Sequential, stages: int, *, at: Sequence[int] | None = None) -
     by hand: the index of the first layer of each stage but the first. Running the slices one after the other
     is running the model.
 
-    Raises ValueError if the model is not a plain nn.Sequential, has fewer layers than `stages`, ties a
-    parameter between two stages, or would start a stage with an in-place operation (only nested
-    nn.Sequentials are looked into for that); AssertionError should a layer ever be lost or doubled.
+    Raises ValueError if the model is not a plain nn.Sequential, has fewer layers than `stages`, or would
+    start a stage with an in-place operation (only nested nn.Sequentials are looked into for that);
+    AssertionError should a layer ever be lost or doubled.
 
     >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 10))
     >>> [list(dict(part.named_children())) for part in cut(model, 2)]
@@ -50,7 +50,6 @@ def cut(model: nn.Sequential, stages: int, *, at: Sequence[int] | None = None) -
     for part in parts:
         part.training = model.training
     _check_complete(model, parts)
-    _check_no_ties(parts)
     _check_first_operations(parts)
     return parts
 
@@ -136,19 +135,6 @@ def _check_complete(model: nn.Sequential, parts: Parts) -> None:
         raise AssertionError("the slices in a row are not the model they were cut from")
     if not all(len(part) for part in parts):
         raise AssertionError("a slice is empty")
-
-
-def _check_no_ties(parts: Parts) -> None:
-    seen: dict[int, tuple[int, str]] = {}
-    for stage, part in enumerate(parts):
-        for name, parameter in part.named_parameters(remove_duplicate=False):
-            owner, first_name = seen.setdefault(id(parameter), (stage, name))
-            if owner != stage:
-                raise ValueError(
-                    f"parameter {first_name} of stage {owner} is also {name} of stage {stage}, and a "
-                    f"parameter must live on one stage; give each layer its own (untie them) "
-                    f"or cut elsewhere (at=...)"
-                )
 
 
 def _check_first_operations(parts: Parts) -> None:

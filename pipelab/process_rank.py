@@ -5,23 +5,29 @@ others are), `transport.processes` (how messages reach them).
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from pipelab.action import Action
 from pipelab.alarm import watched
 from pipelab.clock import Clock, make_clock, make_turn
+from pipelab.collectives import Group
 from pipelab.collector import collector_at_rest
 from pipelab.cuda_clock import CudaWallClock
 from pipelab.feed import OfStep, Tell, nobody
 from pipelab.flights import landings
 from pipelab.launcher import recorder as recorder_of_a_launch
 from pipelab.lower import peer
-from pipelab.ranks import Job, Ranks
+from pipelab.place import Place, all_groups
+from pipelab.ranks import Job, Ranks, Result, state
+from pipelab.tensor_parallel import cut_state, join_state, shard_dims
 from pipelab.trace import Span
 from pipelab.transport.nccl import Nccl, make_carriers
+from pipelab.transport.process_groups import ProcessGroup
 from pipelab.transport.processes import Processes, Times, make_groups
 from pipelab.worker import Microbatches, Record
 from pipelab.world import World
@@ -37,16 +43,14 @@ class ProcessRank(Ranks):
         patience = job.timeout + GRACE
         self.world = World(job.mesh.size, patience)
         try:
-            _, rank, _ = job.mesh.coordinates(self.world.rank)
-            self.members = job.mesh.group("pp", self.world.rank)
             job = replace(job, device=_own_device(job.device))
             clock = make_clock(job.clock, job.device, make_turn(job.device, self.world.turn()))
-            self.transport = self._transport(job, rank, clock, patience)
+            self.transport = self._transport(job, clock, patience)
+            place = Place(self.world.rank, self.transport, clock, self._seats(job, clock, patience))
             self.gathers = job.fed and recorder_of_a_launch() is None  # a launched rank posts to its caller by itself
             self.kept: list[OfStep] = []
             own = self.kept.append if self.gathers and self.world.rank > 0 else tell
-            super().__init__(job, [rank], self.transport, [clock], own)
-            self.states = [[*layers.parameters(), *layers.buffers()] for layers in self.slices]
+            super().__init__(job, [place], own)
         except BaseException:
             self.world.close()
             raise
@@ -58,12 +62,12 @@ class ProcessRank(Ranks):
         self.resources.callback(self.world.close)
         (worker,) = self.workers
         worker.recorder = self.resources.enter_context(watched(self.job.timeout))
-        worker.recorder.names = self.members
         self._agree(0.0)  # a run without a warm-up begins here
         return self
 
-    def _transport(self, job: Job, rank: int, clock: Clock, patience: float) -> Processes:
-        pipelines = _pipelines(job)
+    def _transport(self, job: Job, clock: Clock, patience: float) -> Processes:
+        _, rank, _ = job.mesh.coordinates(self.world.rank)
+        pipelines = job.mesh.groups("pp")
         groups = make_groups(job.program, pipelines, self.world)
         if job.transport == "gloo":
             return Processes(
@@ -75,6 +79,22 @@ class ProcessRank(Ranks):
             stamps=clock.stamps, device=job.device, timeout=patience, blocking=job.blocking,
         )  # fmt: skip
 
+    def _seats(self, job: Job, clock: Clock, patience: float) -> dict[str, Group]:
+        """Every rank makes all groups, in one order, and has a seat in its own."""
+        backend = "nccl" if job.transport == "nccl" else "gloo"
+        seats = {}
+        for name, families in all_groups(job.mesh, job.program.placement, job.ties).items():
+            for members in families:
+                group = self.world.group(members, backend)
+                if self.world.rank in members:
+                    index = members.index(self.world.rank)
+                    carrier = ProcessGroup(group, len(members), patience, stamped=job.clock == "virtual")
+                    seats[name] = Group(name.split()[0], members, index, carrier, clock, job.link.among(members))
+        return seats
+
+    def _on_each(self, work: Callable[[int], Result]) -> list[Result]:
+        return [work(0)]
+
     def warm_up(self, batch: Microbatches) -> None:
         """As on every machine; then all ranks set out together."""
         super().warm_up(batch)
@@ -85,7 +105,7 @@ class ProcessRank(Ranks):
         worker.clock.restart(self._origin)
         self.transport.begin(batch.inputs)
         with collector_at_rest():
-            record = worker.run(batch)
+            record = worker.run(self._own(worker, batch))
         times = self.transport.finish()
         if times:
             record.spans = [self._as_measured(span, times) for span in record.spans]
@@ -106,9 +126,10 @@ class ProcessRank(Ranks):
 
     def _agree(self, loss: float) -> float:
         (worker,) = self.workers
-        worker.recorder.meeting("the end of the step", [r for r in range(len(self.members)) if r != worker.rank])
+        mesh, last = self.job.mesh, self.job.program.placement.rank_of[-1]
+        worker.recorder.meeting("the end of the step", [r for r in range(mesh.size) if r != worker.global_rank])
         losses, self._origin = self.world.meet(loss)
-        return losses[self.members[self.job.program.placement.rank_of[-1]]]
+        return sum(losses[mesh.global_rank(dp=dp, pp=last)] for dp in range(mesh.dp))
 
     def _share_news(self) -> None:
         if self.gathers:
@@ -121,15 +142,31 @@ class ProcessRank(Ranks):
 
     def collect(self) -> list[list[Record]]:
         everyone = self.world.everybody([record for (record,) in self.history])
-        for stage, state in enumerate(self.states):
-            self.world.share(self.members[self.job.program.placement.rank_of[stage]], state)
-        steps = [[everyone[member][step] for member in self.members] for step in range(len(self.history))]
+        for stage, layers in enumerate(self.job.slices):
+            self._share_trained(stage, layers)
+        steps = [[records[step] for records in everyone] for step in range(len(self.history))]
         if (self.job.transport, self.job.clock) == ("gloo", "wall"):
             for records in steps:
                 ends = landings(span for record in records for span in record.spans)
                 for record in records:
                     record.spans = [span._replace(end=ends.get(span, span.end)) for span in record.spans]
         return steps
+
+    @torch.no_grad()
+    def _share_trained(self, stage: int, layers: nn.Sequential) -> None:
+        """Bring a stage's values from the ranks of the first replica that trained it into every rank's whole model."""
+        mesh, rank = self.job.mesh, self.job.program.placement.rank_of[stage]
+        (worker,) = self.workers
+        own, whole = worker.stages.get(stage), state(layers)
+        owners = [mesh.global_rank(pp=rank, tp=tp) for tp in range(mesh.tp)]
+        dims = self.world.everybody(shard_dims(own.layers) if own is not None else {})[owners[0]]
+        shards = [cut_state(whole, dims, index, mesh.tp) for index in range(mesh.tp)]
+        for index, owner in enumerate(owners):
+            values = state(own.layers) if own is not None and owner == self.world.rank else shards[index]
+            shards[index] = {name: value.contiguous() for name, value in values.items()}
+            self.world.share(owner, list(shards[index].values()))
+        for name, value in join_state(shards, dims).items():
+            whole[name].copy_(value)
 
 
 def _own_device(device: torch.device) -> torch.device:
@@ -139,9 +176,3 @@ def _own_device(device: torch.device) -> torch.device:
     own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     torch.cuda.set_device(own)
     return own
-
-
-def _pipelines(job: Job) -> list[tuple[int, ...]]:
-    """The global ranks of every pipeline of the mesh."""
-    mesh = job.mesh
-    return [mesh.group("pp", mesh.global_rank(dp=dp, tp=tp)) for dp in range(mesh.dp) for tp in range(mesh.tp)]

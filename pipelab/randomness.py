@@ -17,7 +17,8 @@ _GENERATOR = threading.Lock()  # torch's default generator is one for all thread
 class Randomness:
     """Runs layers so that their random numbers depend on (seed, step, layer, micro-batch) alone.
 
-    A layer whose first run draws nothing is called directly from then on.
+    A layer whose first run draws nothing is called directly from then on. Ranks that have different tokens of the same
+    rows draw different numbers by their `part`.
 
     >>> x, randomness = torch.ones(8), Randomness(seed=0)
     >>> runs = [randomness.run("0", torch.nn.Dropout(), x, step=1, microbatch=2) for _ in range(2)]
@@ -25,8 +26,9 @@ class Randomness:
     True
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, part: int = 0) -> None:
         self.seed = seed
+        self.part = part
         self._draws: dict[str, bool] = {}
 
     def run(self, name: str, layer: Callable[[Tensor], Tensor], x: Tensor, step: int, microbatch: int) -> Tensor:
@@ -35,7 +37,7 @@ class Randomness:
             return layer(x)
         devices = [x.device] if x.is_cuda else []
         with _own_generators(devices):
-            _seed(_key(self.seed, step, name, microbatch), devices)
+            _seed(_key(self.seed, step, f"{name}/{self.part}" if self.part else name, microbatch), devices)
             before = _states(devices)
             y = layer(x)
             self._draws[name] = any(not torch.equal(*pair) for pair in zip(before, _states(devices), strict=True))

@@ -3,20 +3,23 @@
 Read next: `virtual_ranks` (all ranks are threads of this process), `process_rank` (this process is one rank).
 """
 
+import copy
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from pipelab.action import W
-from pipelab.clock import Clock, undisturbed
-from pipelab.costs import Link
+from pipelab.clock import undisturbed
+from pipelab.collectives import add_traffic, traffic_of
+from pipelab.costs import Link, Network
 from pipelab.cuda_memory import Allocator
 from pipelab.failure import RunError
 from pipelab.feed import Reporter, Tell, nobody
@@ -24,17 +27,22 @@ from pipelab.loss import Loss
 from pipelab.lower import Program
 from pipelab.memory import ActivationMeter
 from pipelab.mesh import Mesh
-from pipelab.optimizer import Optimizer, state_bytes
+from pipelab.optimizer import Optimizer
 from pipelab.partition import cut
+from pipelab.place import Place
 from pipelab.randomness import Randomness
 from pipelab.run import Run
 from pipelab.stage import Stage
-from pipelab.trace import median_trace
-from pipelab.transport import Transport
+from pipelab.tensor_parallel import loss_of, shard
+from pipelab.tied import Tie, find_ties, tie
+from pipelab.trace import Span, median_trace
 from pipelab.watch import Watch, first_finding
+from pipelab.weight_update import Rate, WeightUpdate
 from pipelab.weight_versions import Versions
 from pipelab.worker import Microbatches, Record, Worker, memory_of, split_batch, trace_of
 from pipelab.world import is_first
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -53,14 +61,28 @@ class Job:
     optimizer: Optimizer | None = None
     seed: int = 0
     transport: str = "memory"
-    link: Link = Link()  # noqa: RUF009 (a frozen value)
+    link: Link | Network = Link()  # noqa: RUF009 (a frozen value)
     blocking: bool = False
     at: list[int] | None = None
     timeout: float = 600.0
     watch: bool = False
+    sequence_parallel: bool = False
+    zero: bool = False
+    clip: float | None = None
+    rate: Rate | None = None
     make_stage: Callable[..., Stage] = Stage
     fed: bool = False
     """Whether somebody listens: then every rank tells what it does (see `feed`)."""
+
+    @cached_property
+    def slices(self) -> list[nn.Sequential]:
+        """The layers of each stage, uncut."""
+        return cut(self.model, self.program.schedule.stages, at=self.at)
+
+    @cached_property
+    def ties(self) -> list[Tie]:
+        """The weights that more than one stage has."""
+        return find_ties(self.slices)
 
 
 class Ranks(ABC):
@@ -70,32 +92,12 @@ class Ranks(ABC):
     what the ranks do is told to `tell` while they do it.
     """
 
-    def __init__(
-        self, job: Job, ranks: Iterable[int], transport: Transport, clocks: Iterable[Clock], tell: Tell = nobody
-    ) -> None:
+    def __init__(self, job: Job, places: Iterable[Place], tell: Tell = nobody) -> None:
         self.job = job
         self.history: list[list[Record]] = []
-        self.slices = cut(job.model, job.program.schedule.stages, at=job.at)
-        randomness = Randomness(job.seed)
-        self.workers = []
-        for rank, clock in zip(ranks, clocks, strict=True):
-            stages, meter = _stages(job, rank, self.slices, randomness)
-            self.workers.append(
-                Worker(
-                    rank,
-                    job.program,
-                    stages,
-                    transport=transport,
-                    clock=clock,
-                    meter=meter,
-                    link=job.link,
-                    blocking=job.blocking,
-                )
-            )
-        own = [worker.parameters for worker in self.workers]
-        self.parameters = [parameter for parameters in own for parameter in parameters]
-        self.optimizers = [job.optimizer(parameters) for parameters in own if parameters and job.optimizer is not None]
-        self._states: list[int] = []
+        self.updates: list[WeightUpdate] = []
+        self.workers = [self._worker(place) for place in places]
+        self.parameters = [p for worker in self.workers for s in worker.stages.values() for p in s.layers.parameters()]
         self.resources = ExitStack()
         self.residual = 0.0
         self.tell = tell
@@ -113,9 +115,75 @@ class Ranks(ABC):
     def __exit__(self, *exception: object) -> None:
         self.resources.__exit__(*exception)  # type: ignore[arg-type]
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the ranks train the caller's own layers; with replicas, shards and ties they have copies."""
+        return (self.job.mesh.dp, self.job.mesh.tp) == (1, 1) and not self.job.ties
+
+    def _worker(self, place: Place) -> Worker:
+        job = self.job
+        _, rank, _ = job.mesh.coordinates(place.global_rank)
+        layers = self._layers(place, job.program.placement.stages_on(rank))
+        tied = tie(layers, job.ties)
+        sums = None
+        if job.optimizer is not None:
+            update = WeightUpdate(
+                place, layers, tied, job.optimizer, clip=job.clip, rate=job.rate, zero=job.zero
+            )  # fmt: skip
+            self.updates.append(update)
+            sums = update.sums
+        stages, meter = self._stages(place, layers)
+        return Worker(
+            rank, job.program, stages, transport=place.transport, clock=place.clock, meter=meter, link=job.link,
+            members=job.mesh.group("pp", place.global_rank), blocking=job.blocking, tp=place.tp, sums=sums,
+        )  # fmt: skip
+
+    def _layers(self, place: Place, stages: Iterable[int]) -> dict[int, nn.Sequential]:
+        """The layers of a rank's stages, to have for itself: this shard's part of them, where there are several."""
+        job = self.job
+        own: dict[int, nn.Sequential]
+        if place.tp is not None:
+            wide = job.sequence_parallel
+            own = {stage: shard(job.slices[stage], place.tp, sequence_parallel=wide) for stage in stages}
+        elif self.in_place:
+            own = {stage: self.job.slices[stage] for stage in stages}
+        else:
+            own = {stage: copy.deepcopy(self.job.slices[stage]) for stage in stages}
+        return {stage: layers.to(job.device) for stage, layers in own.items()}
+
+    def _stages(self, place: Place, own: Mapping[int, nn.Sequential]) -> tuple[dict[int, Stage], ActivationMeter]:
+        """The stages of a rank, and the meter that counts what they keep."""
+        job, schedule, tp = self.job, self.job.program.schedule, place.tp
+        split = {action.stage for _, _, action in schedule.actions() if action.kind == W}
+        meter = ActivationMeter(t for layers in own.values() for t in (*layers.parameters(), *layers.buffers()))
+        if job.device.type == "cuda":
+            meter.allocator = Allocator(job.device)
+        randomness = Randomness(job.seed, part=tp.index if tp is not None and job.sequence_parallel else 0)
+        losses = {} if job.loss is None else {schedule.stages - 1: job.loss}
+        if tp is not None:
+            losses = {stage: loss_of(own[stage], loss) for stage, loss in losses.items() if stage in own}
+        stages = {
+            stage: job.make_stage(
+                layers,
+                first=stage == 0,
+                loss=losses.get(stage),
+                split=stage in split,
+                randomness=randomness,
+                meter=meter,
+                watch=Watch(place.global_rank, stage) if job.watch else None,
+            )
+            for stage, layers in own.items()
+        }
+        return stages, meter
+
+    def _own(self, worker: Worker, batch: Microbatches) -> Microbatches:
+        """The micro-batches of a worker's replica."""
+        replica, _, _ = self.job.mesh.coordinates(worker.global_rank)
+        return batch.of_replica(replica, self.job.mesh.dp)
+
     def split(self, step: int, batch: tuple[Tensor, Tensor]) -> Microbatches:
-        """The micro-batches of a step, on the run's device."""
-        return split_batch(step, batch, self.job.program.schedule.microbatches).to(self.job.device)
+        """The micro-batches of a step, those of all replicas, on the run's device."""
+        return split_batch(step, batch, self.job.mesh.dp * self.job.program.schedule.microbatches).to(self.job.device)
 
     def warm_up(self, batch: Microbatches) -> None:
         """One step whose gradients and buffers are thrown away: first calls are slow and would be read as bubbles."""
@@ -132,13 +200,22 @@ class Ranks(ABC):
     def step(self, batch: Microbatches) -> float:
         """Gradients of all micro-batches, then one step of every rank's optimizer; gives the loss."""
         records = self.run(batch)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self._states = self._states or [state_bytes(self.optimizers, worker.parameters) for worker in self.workers]
-        for record, states in zip(records, self._states, strict=True):
-            record.optimizer = states
+        self._update(batch.step, records)
         shares = {microbatch: share for record in records for microbatch, share in record.losses.items()}
         return self._agree(sum(shares[microbatch] for microbatch in sorted(shares)))
+
+    def _update(self, step: int, records: Sequence[Record]) -> None:
+        """The end of a step on every rank, and what went meanwhile."""
+        if not self.updates:
+            return
+        for record, update, worker, went in zip(
+            records, self.updates, self.workers, self._on_each(lambda place: self.updates[place](step)), strict=True
+        ):
+            add_traffic(record.traffic, traffic_of(meeting for _, meeting in went))
+            spans = [Span(worker.rank, "collective", action, meeting.start, meeting.end) for action, meeting in went]
+            record.spans += worker.clock.settle(spans, [])[0]
+            record.gradient_norm = update.norm
+            record.optimizer = update.state_bytes
 
     def run(self, batch: Microbatches) -> list[Record]:
         """Execute the program once, with no update after it: it has none, or its own."""
@@ -150,8 +227,15 @@ class Ranks(ABC):
 
     def measured(self, records: list[list[Record]], losses: list[float], versions: Versions | None = None) -> Run:
         """What the run measured, from what was collected."""
-        job, schedule = self.job, self.job.program.schedule
-        traces = [trace_of(schedule, job.clock, of_step) for of_step in records]
+        job, schedule, mesh = self.job, self.job.program.schedule, self.job.mesh
+        pipelines = {
+            (dp, tp): mesh.group("pp", mesh.global_rank(dp=dp, tp=tp)) for dp in range(mesh.dp) for tp in range(mesh.tp)
+        }
+        replicas = {
+            key: [trace_of(schedule, job.clock, [of_step[member] for member in members]) for of_step in records]
+            for key, members in pipelines.items()
+        }
+        traces = replicas[0, 0]
         typical = median_trace(traces)
         return Run(
             schedule=schedule,
@@ -159,7 +243,10 @@ class Ranks(ABC):
             losses=losses,
             traces=traces,
             trace=typical,
-            memory=memory_of(records, traces.index(typical)),
+            memory=memory_of(records, traces.index(typical), list(pipelines.values())),
+            replicas=replicas,
+            gradient_norms=[of_step[0].gradient_norm for of_step in records] if job.clip is not None else [],
+            traffic=tuple(tuple(record.traffic for record in of_step) for of_step in records),
             model=job.model,
             pids=self.pids,
             first=is_first(),
@@ -167,7 +254,7 @@ class Ranks(ABC):
             residual=self.residual,
             norms=tuple({a: norm for record in of_step for a, norm in record.norms.items()} for of_step in records),
             versions=versions,
-            at=tuple(accumulate(len(layers) for layers in self.slices[:-1])),
+            at=tuple(accumulate(len(layers) for layers in self.job.slices[:-1])),
         )
 
     def _run(self, batch: Microbatches) -> list[Record]:
@@ -189,6 +276,10 @@ class Ranks(ABC):
     def _execute(self, batch: Microbatches) -> list[Record]:
         """Run the rows of these ranks once, side by side. Raises RunError, or Aborted after another rank failed."""
 
+    @abstractmethod
+    def _on_each(self, work: Callable[[int], Result]) -> list[Result]:
+        """Do something for each of these ranks (by its number among them), side by side, for they wait for others."""
+
     @property
     @abstractmethod
     def pids(self) -> tuple[int, ...]:
@@ -207,31 +298,14 @@ class Ranks(ABC):
         """For every step the records of all ranks; the model then has the trained values of every stage."""
 
 
-def _stages(
-    job: Job, rank: int, slices: list[nn.Sequential], randomness: Randomness
-) -> tuple[dict[int, Stage], ActivationMeter]:
-    """The stages of a rank, and the meter that counts what they keep."""
-    schedule = job.program.schedule
-    split = {action.stage for _, _, action in schedule.actions() if action.kind == W}
-    own = schedule.placement.stages_on(rank)
-    for stage in own:
-        slices[stage].to(job.device)
-    meter = ActivationMeter(t for stage in own for t in (*slices[stage].parameters(), *slices[stage].buffers()))
-    if job.device.type == "cuda":
-        meter.allocator = Allocator(job.device)
-    stages = {
-        stage: job.make_stage(
-            slices[stage],
-            first=stage == 0,
-            loss=job.loss if stage == schedule.stages - 1 else None,
-            split=stage in split,
-            randomness=randomness,
-            meter=meter,
-            watch=Watch(rank, stage) if job.watch else None,
-        )
-        for stage in own
-    }
-    return stages, meter
+def state(layers: nn.Module) -> dict[str, Tensor]:
+    """What training changes in layers, by name: parameters and buffers."""
+    return {**dict(layers.named_parameters()), **dict(layers.named_buffers())}
+
+
+def gradients(layers: nn.Module) -> dict[str, Tensor]:
+    """The gradients of the last step, by the parameters' names."""
+    return {name: parameter.grad for name, parameter in layers.named_parameters() if parameter.grad is not None}
 
 
 def _cores() -> int:

@@ -1,7 +1,7 @@
 """What should the numbers be? Those of the uncut model under plain autograd: no stages, no workers, no pipeline."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -23,8 +23,12 @@ def train_uncut(
     loss: Loss = cross_entropy,
     optimizer: Optimizer = adamw,
     seed: int = 0,
+    clip: float | None = None,
+    rate: Callable[[int], float] = lambda step: 1.0,
 ) -> list[float]:
     """Train on each batch, its micro-batches accumulated in the order 0..M-1; gives the loss of each step.
+
+    `clip` and `rate` as in `train`: by torch's own `clip_grad_norm_` and `LambdaLR`.
 
     As in a run, an operator uses one thread: another number of threads would add in another order.
 
@@ -35,6 +39,7 @@ def train_uncut(
     """
     randomness = Randomness(seed)
     update = optimizer(list(model.parameters()))
+    learning = torch.optim.lr_scheduler.LambdaLR(update, rate)
     losses = []
     with undisturbed():
         for step, (inputs, targets) in enumerate(batches):
@@ -48,7 +53,10 @@ def train_uncut(
                 share = weighted_loss(loss, y, torch.tensor_split(targets, microbatches)[microbatch], total)
                 share.backward()
                 shares.append(share.item())
+            if clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
             update.step()
+            learning.step()
             losses.append(sum(shares))
     return losses
 

@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import fmean
 
 from torch import Tensor, nn
 
-from pipelab.action import Action, B, F, I, Pair, W
+from pipelab.action import Action, B, F, I, Pair, W, parts
+from pipelab.collectives import Traffic, add_traffic
 from pipelab.costs import Costs, middle
 from pipelab.formulas import formula
 from pipelab.holdings import Memory
@@ -28,6 +30,11 @@ class Run:
     a watched run, the norm of every stage's output (under its F) and of its input's gradient (under its I). Without a
     flush the steps are one schedule and one trace, and `versions` says which versions of the weights there were. `at`
     has the first layer of each stage but the first.
+
+    On a mesh with replicas or shards there are several pipelines: `traces`, `trace` and the curves of `memory` are
+    those of global rank 0's, `replicas` has the traces of each by its (dp, tp), and the peaks are of all global ranks.
+    `traffic` has, for each step and global rank, what it sent (see `sent`); `gradient_norms` has the global norm of
+    each step before clipping.
     """
 
     schedule: Schedule
@@ -44,6 +51,9 @@ class Run:
     norms: tuple[dict[Action, float], ...] = ()
     versions: Versions | None = None
     at: tuple[int, ...] = ()
+    replicas: Mapping[tuple[int, int], list[Trace]] = field(default_factory=dict)
+    traffic: tuple[tuple[Traffic, ...], ...] = ()
+    gradient_norms: list[float | None] = field(default_factory=list)
 
     def __repr__(self) -> str:
         step = f"{1e3 * self.step_seconds:.1f} ms a step in {self.clock_label}"
@@ -64,25 +74,59 @@ class Run:
 
     @property
     def step_seconds(self) -> float:
-        """Median makespan of the steps in seconds of the run's clock; without a flush, an even share of the whole."""
+        """Median time of a step in seconds of the run's clock, until the last pipeline is done and all gradients are
+        summed; without a flush, an even share of the whole."""
         steps_in_a_trace = len(self.losses) // len(self.traces)
-        return float(middle([trace.makespan for trace in self.traces])) / steps_in_a_trace
+        steps = zip(*self._pipelines, strict=True)
+        return float(middle([max(trace.duration for trace in step) for step in steps])) / steps_in_a_trace
+
+    @property
+    def _pipelines(self) -> list[list[Trace]]:
+        return list(self.replicas.values()) or [self.traces]
+
+    def sent(self, global_rank: int | None = None) -> Traffic:
+        """What a rank (or all together) sent in the last step: times and bytes by axis and kind."""
+        total: Traffic = {}
+        for rank, traffic in enumerate(self.traffic[-1] if self.traffic else ()):
+            if global_rank in (None, rank):
+                add_traffic(total, traffic)
+        return total
 
     def costs(self) -> Costs:
-        """The median time of each stage and kind over all steps."""
-        return Costs.measured(self.traces)
+        """The median time of each stage and kind over all steps and pipelines."""
+        return Costs.measured([trace for traces in self._pipelines for trace in traces])
 
     def replay(self) -> Trace:
-        """The same schedule simulated with the run's own median times."""
-        return simulate(self.schedule, self.costs())
+        """The same schedule simulated with the run's own median times, collectives within actions at their ends."""
+        trace, inside = simulate(self.schedule, self.costs()), self._inside()
+        within = [
+            span._replace(
+                lane="collective", start=float(span.end) - sum(inside.get(action[:2], 0.0) for action in both)
+            )
+            for span in (trace.spans if inside else ())
+            for both in [parts(span.action)]
+        ]
+        return Trace(trace.schedule, trace.clock, trace.chunks, (*trace.spans, *within)) if within else trace
+
+    def _inside(self) -> dict[tuple[int, str], float]:
+        """By stage and kind the median time that an action waits in collectives: tensor shards meet there."""
+        waits: dict[tuple[int, str], list[float]] = {}
+        for trace in itertools.chain(*self._pipelines):
+            for key, wait in trace.waits_inside():
+                waits.setdefault(key, []).append(wait)
+        return {key: float(middle(times)) for key, times in waits.items()}
 
     def bubbles(self) -> dict[str, dict[str, float] | None]:
         """Three figures side by side, each as step, span and overhead.
 
-        `measured` is the median over the steps; `replayed` comes from the simulator with the run's median times;
-        `formula` is the closed form for equal stages with the run's mean F, I and W, None outside its domain.
+        `measured` is the median over the steps, the mean over the pipelines of a mesh; `replayed` comes from the
+        simulator with the run's median times; `formula` is the closed form for equal stages with the run's mean F, I
+        and W, None outside its domain.
         """
-        measured = {kind: float(middle([trace.bubble(kind) for trace in self.traces])) for kind in BUBBLES}
+        measured = {
+            kind: fmean(float(middle([trace.bubble(kind) for trace in traces])) for traces in self._pipelines)
+            for kind in BUBBLES
+        }
         replayed = {kind: float(bubble) for kind, bubble in self.replay().bubbles().items()}
         return {"measured": measured, "replayed": replayed, "formula": self._formula()}
 

@@ -10,7 +10,7 @@ from itertools import chain
 from math import lcm
 from numbers import Rational
 
-from pipelab.action import Action, Element, U, parts
+from pipelab.action import REDUCE, Action, Element, U, parts
 from pipelab.costs import Costs, Durations
 from pipelab.dependencies import carried_over, dataflow, gives
 from pipelab.engine import CarriedOver, Inputs, Stuck, play
@@ -19,6 +19,8 @@ from pipelab.placement import Placement
 from pipelab.schedule import Schedule
 from pipelab.trace import Number, Span, Trace, in_time
 from pipelab.validate import complete, validate
+
+LANES_ASIDE = {U: "memory", REDUCE: "collective"}
 
 
 def simulate(schedule: Schedule, costs: Costs) -> Trace:
@@ -64,7 +66,8 @@ def simulate_program(program: Program, costs: Costs) -> Trace:
         value: [(send, costs.latency((send[0], CARRIES[send[1]]))) for send in sends]
         for value, sends in message_flow(schedule).items()
     }
-    instant = {(stage, kind): 0 for stage, kind in inputs if kind in CARRIES or kind in RECEIVED_FROM or kind == U}
+    beside = {*CARRIES, *RECEIVED_FROM, U, REDUCE}
+    instant = {(stage, kind): 0 for stage, kind in inputs if kind in beside}
     durations = Durations({**costs.durations(schedule.placement), **instant})
     rows, ticks = _play_in_ticks(program.rows, inputs, durations, schedule.microbatches)
     givers = dict(chain(*(_givers(row, schedule) for row in program.rows)))
@@ -85,7 +88,7 @@ def _givers(row: Sequence[Element], schedule: Schedule) -> Iterator[tuple[Action
 def _in_lanes(row: Iterable[Span], givers: Mapping[Action, Action], costs: Costs) -> Iterator[Span]:
     """Messages in lanes of their own: a send lasts until it arrives, a receive as long as its rank waited.
 
-    So are updates, which take no time here.
+    So are updates and reductions, which take no time here.
     """
     clock: Number = 0
     waited: Action | None = None
@@ -97,8 +100,8 @@ def _in_lanes(row: Iterable[Span], givers: Mapping[Action, Action], costs: Costs
             yield span._replace(lane="recv", start=clock, waiting_for=giver)
         elif isinstance(step, Action) and step.kind in CARRIES:
             yield span._replace(lane="send", end=span.end + costs.latency((step.stage, CARRIES[step.kind])))
-        elif isinstance(step, Action) and step.kind == U:
-            yield span._replace(lane="memory")
+        elif isinstance(step, Action) and step.kind in LANES_ASIDE:
+            yield span._replace(lane=LANES_ASIDE[step.kind])
         else:
             yield span._replace(waiting_for=waited)
             waited = None

@@ -2,7 +2,8 @@
 
 I gives the gradient of the input, and of all other parameters (norms, embeddings, raw parameters); for each `nn.Linear`
 it keeps the layer's input and output gradient, and W multiplies them. Together they cost what B costs. GPT-2's `Conv1D`
-in Hugging Face's transformers is a Linear whose matrix is stored transposed, and is put off too.
+in Hugging Face's transformers is a Linear whose matrix is stored transposed, and is put off too; of a tensor shard
+(`tensor_layers`) the product alone is, so that its collectives are in F and I, and none in W.
 (Qi et al. 2024, section 4; the same two products that autograd's own backward makes.)
 """
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipelab.memory import ActivationMeter, Held
+from pipelab.tensor_layers import ColumnParallelLinear, RowParallelLinear
 
 Waiting = list[tuple[Any, Held, Held]]
 """For one micro-batch: the linears whose weight gradient waits, each with its input and its output gradient."""
@@ -60,12 +62,12 @@ class DeferredWeights:
 
     def __enter__(self) -> "DeferredWeights":
         for linear in self.linears:
-            linear.forward = partial(self._forward, linear)
+            setattr(linear, _product(linear), partial(self._forward, linear))
         return self
 
     def __exit__(self, *exception: object) -> None:
         for linear in self.linears:
-            del linear.forward  # the class's own forward shows again
+            delattr(linear, _product(linear))  # the class's own shows again
 
     def _forward(self, linear: Any, x: Tensor) -> Tensor:
         # Of a contiguous input PyTorch makes one matrix product whether the weight asks for a gradient or not.
@@ -76,7 +78,8 @@ class DeferredWeights:
         """PyTorch's own node gives the input's gradient, for it is not told of the parameters: half the overhead."""
         waiting, meter = self.waiting, self.meter  # the list of the micro-batch whose forward this is
         kept, version = meter.hold(x.detach()), x._version
-        bias = None if linear.bias is None else linear.bias.detach()
+        bias = _bias(linear)
+        bias = None if bias is None else bias.detach()
         y = functional.linear(x, _matrix(linear).detach(), bias)
 
         def put_off(grad: Tensor) -> None:
@@ -94,7 +97,7 @@ class DeferredWeights:
         def put_off(linear: Any, x: Tensor, grad: Tensor) -> None:
             waiting.append((linear, meter.hold(x), meter.hold(grad)))
 
-        return _DeferredLinear.apply(x, _matrix(linear), linear.bias, linear, put_off)
+        return _DeferredLinear.apply(x, _matrix(linear), _bias(linear), linear, put_off)
 
 
 def pay(waiting: Waiting) -> None:
@@ -108,8 +111,9 @@ def pay(waiting: Waiting) -> None:
             rows, columns = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (grad.tensor, x.tensor))
             if linear.weight.requires_grad:
                 _add(sums, linear.weight, columns.t() @ rows if _transposed(linear) else rows.t() @ columns)
-            if linear.bias is not None and linear.bias.requires_grad:
-                _add(sums, linear.bias, rows.sum(0))
+            bias = _bias(linear)
+            if bias is not None and bias.requires_grad:
+                _add(sums, bias, rows.sum(0))
             del x, grad  # let go of the activations one layer at a time
         for parameter, gradient in sums.items():
             if parameter.grad is None:
@@ -128,14 +132,26 @@ def _matrix(linear: Any) -> Tensor:
     return linear.weight.t() if _transposed(linear) else linear.weight
 
 
+def _bias(linear: Any) -> Tensor | None:
+    """What the product adds; a row-parallel Linear adds its bias later, once for all ranks."""
+    return None if isinstance(linear, RowParallelLinear) else linear.bias
+
+
+def _product(module: Any) -> str:
+    """Which method is the product: that of a tensor shard stands among collectives, which stay where they are."""
+    return "product" if isinstance(module, ColumnParallelLinear | RowParallelLinear) else "forward"
+
+
 def _transposed(module: nn.Module) -> bool:
     """Whether this is the Conv1D of transformers, known by its name, for that package need not be there."""
     return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
 
 
 def _deferrable(module: Any) -> bool:
-    """A plain Linear that owns its weight; subclasses, parametrised and hooked weights keep autograd's own backward."""
-    if not (type(module) is nn.Linear or _transposed(module)) or "forward" in vars(module):
+    """A plain Linear that owns its weight, or a tensor shard of one; other subclasses, parametrised and hooked weights
+    keep autograd's own backward."""
+    product = _product(module)
+    if not (type(module) is nn.Linear or _transposed(module) or product == "product") or product in vars(module):
         return False
     own = isinstance(module._parameters.get("weight"), nn.Parameter) and module.weight.requires_grad
     return own and not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in module.parameters())

@@ -52,14 +52,9 @@ class Stage:
         return self.deferred or nullcontext()
 
     @property
-    def parameter_bytes(self) -> int:
-        """The weights and buffers of the stage."""
-        return sum(tensor.nbytes for tensor in (*self.layers.parameters(), *self.layers.buffers()))
-
-    @property
-    def gradient_bytes(self) -> int:
-        """The gradients that its weights have by now."""
-        return sum(p.grad.nbytes for p in self.layers.parameters() if p.grad is not None)
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of its layers, as they are now."""
+        return list(self.layers.parameters())
 
     def forward(self, microbatch: int, x: Tensor, step: int, target: Tensor | None = None, total: int = 1) -> Tensor:
         """Run the layers on the input; gives the output, or, on the stage with the loss, this micro-batch's share."""

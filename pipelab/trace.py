@@ -10,7 +10,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import NamedTuple
 
-from pipelab.action import Action, B, Element, F, I, Pair, W, parse_element
+from pipelab.action import COMPUTE, Action, B, Element, F, I, Pair, W, parse_element, parts
 
 Number = int | float | Fraction
 
@@ -23,7 +23,8 @@ class Span(NamedTuple):
     """One action (or pair) on one rank from `start` to `end`; `waiting_for` is what it last waited for, if it waited.
 
     In the send lane a span is a message in flight (departure to arrival), in the recv lane the receiver's wait, in the
-    memory lane an update of the weights; virtual time stands still meanwhile, so that work may begin before its end.
+    memory lane an update of the weights; virtual time stands still meanwhile, so that work may begin before its end. In
+    the collective lane one that goes on in the midst of an action bears its name, and a REDUCE goes on beside the work.
     """
 
     rank: int
@@ -85,13 +86,40 @@ class Trace:
     @cached_property
     def busy(self) -> tuple[Number, ...]:
         """Busy time of each rank."""
-        return tuple(self._time(sum(end - start for _, _, _, start, end, _ in row)) for row in self._rows)
+        return tuple(
+            self._time(sum(end - start for _, _, _, start, end, _ in row) - inside)
+            for row, inside in zip(self._rows, self._inside, strict=True)
+        )
+
+    @cached_property
+    def _inside(self) -> list[Number]:
+        """For each rank the time in collectives that it waited for in the midst of its actions: they bear its name."""
+        inside: list[Number] = [0] * self.ranks
+        for rank, lane, element, start, end, _ in self.counted:
+            if lane == "collective" and parts(element)[0].kind in COMPUTE:
+                inside[rank] += end - start
+        return inside
+
+    def waits_inside(self) -> Iterator[tuple[tuple[int, str], float]]:
+        """For each action in whose midst there were collectives, (stage, kind) and how long they took together."""
+        of: dict[tuple[int, Element], float] = {}
+        for rank, lane, element, start, end, _ in self.counted:
+            if lane == "collective" and parts(element)[0].kind in COMPUTE:
+                of[rank, element] = of.get((rank, element), 0.0) + float(end - start)
+        yield from ((parts(element)[0][:2], wait) for (_, element), wait in of.items())
 
     @property
     def makespan(self) -> Number:
         """From the first start to the last end of any compute action."""
         rows = [row for row in self._rows if row]
         return self._time(max(row[-1].end for row in rows) - min(row[0].start for row in rows)) if rows else 0
+
+    @property
+    def duration(self) -> Number:
+        """From the first start of any compute action to the end of all compute and of all collectives."""
+        ends = [span.end for span in self.counted if span.lane == "collective"]
+        starts = [row[0].start for row in self._rows if row]
+        return max(self.makespan, self._time(max(ends) - min(starts))) if ends and starts else self.makespan
 
     @property
     def span(self) -> Number:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelab.asynchronous import check_stream, train_without_flush
-from pipelab.costs import Link
+from pipelab.costs import Link, Network
 from pipelab.feed import Feed, InOrder, Listener, OfStep, Spans, Started, StepBegun, StepEnded, Tell, nobody
 from pipelab.fit import check_fit
 from pipelab.launcher import launch, post
@@ -26,8 +26,10 @@ from pipelab.process_rank import ProcessRank
 from pipelab.ranks import Job, Ranks
 from pipelab.run import Run
 from pipelab.schedule import Schedule
+from pipelab.tensor_parallel import check_tensor_shards
 from pipelab.validate import validate
 from pipelab.virtual_ranks import VirtualRanks
+from pipelab.weight_update import Rate
 from pipelab.worker import split_batch
 from pipelab.world import is_first, is_rank
 
@@ -58,26 +60,36 @@ def train(
     transport: str = "memory",
     clock: str | None = None,
     comm: str = "overlapped",
-    link: Link = Link(),  # noqa: B008 (a frozen value)
+    link: Link | Network = Link(),  # noqa: B008 (a frozen value)
     at: list[int] | None = None,
     memory_limit: float | None = None,
     on_step: OnStep | None = None,
     feed: Listener | None = None,
     timeout: float = 600.0,
     watch: bool = False,
+    clip: float | None = None,
+    rate: Rate | None = None,
+    zero: bool = False,
+    sequence_parallel: bool = False,
 ) -> Run:
     """Train `model`, cut into the schedule's stages, one step per batch; it is changed in place, as training does.
 
-    `batches` gives (inputs, targets); each is cut into the schedule's M micro-batches. `steps` bounds how many are
-    taken. `at` cuts the model by hand (first layer of each stage after the first). `link` models the time of messages;
-    with comm="blocking" a rank waits until each has arrived, "overlapped" goes on. A warm-up step before the first
-    leaves no trace: parameters, buffers, generators and batches are as they were. With `watch` norms of activations and
-    gradients are noted (`Run.norms`), and the first value that is not finite ends the run, with its layer's name.
+    `batches` gives (inputs, targets); each is cut into the schedule's M micro-batches, on a mesh with replicas into dp
+    x M: replica 0 takes the first M. `steps` bounds how many are taken. `at` cuts the model by hand (first layer of
+    each stage after the first). `link` models the time of messages and collectives (a `Network`: fast within a host,
+    slow between); with comm="blocking" a rank waits until each has arrived, "overlapped" goes on. A warm-up step before
+    the first leaves no trace: parameters, buffers, generators and batches are as they were. With `watch` norms of
+    activations and gradients are noted (`Run.norms`), and the first value that is not finite ends the run, with its
+    layer's name. `on_step(step, loss)` is called here after each step; `feed(event)`, in a thread of its own, is told
+    spans, memory and losses as they come, and can never hold the ranks up (see `pipelab.feed`).
     A run that is predicted to need more memory than there is does not begin (see `fit`); `memory_limit` is what one
     rank may hold, in bytes, math.inf for no such check.
-    `on_step(step, loss)` is called here after each step; `feed(event)`, in a thread of its own, is told spans, memory
-    and losses as they come, and can never hold the ranks up (see `pipelab.feed`).
+    `clip` bounds the norm of all gradients together, `rate(step)` is a factor of the learning rate.
     A schedule without a flush, such as pipedream, takes all batches at once; see `asynchronous`.
+
+    On a `mesh` with dp replicas and tp tensor shards the same model is trained by dp x pp x tp ranks (see
+    `data_parallel`, `tensor_parallel`); with `zero` each replica updates, and keeps the optimizer's state of, one share
+    of the weights; with `sequence_parallel` tensor shards share the tokens where they do not share the features.
 
     transport="memory" plays all ranks in this process. With "gloo" (CPU) or "nccl" (a GPU each) they are processes: in
     one that torchrun started, `train` runs its rank, and every rank calls it with the same arguments; otherwise it
@@ -99,14 +111,23 @@ def train(
     if not schedule.flush:
         check_stream(schedule, watch)
     mesh = mesh or Mesh(pp=schedule.ranks)
-    _refuse_mesh(mesh, schedule)
+    _refuse_mesh(mesh, schedule, link)
+    check_tensor_shards(model, mesh.tp, sequence_parallel=sequence_parallel)
+    _refuse_update(mesh, clip, zero, sequence_parallel)
     device = torch.device(device)
     _refuse_machine(transport, device, comm, mesh, clock, link)
     job = Job(
-        model=model, program=lower(schedule), mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
+        model=model, program=lower(schedule, mesh), mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
         transport=transport, clock=clock or CLOCKS[transport], link=link, blocking=comm == "blocking", at=at,
-        timeout=timeout, watch=watch, fed=feed is not None,
+        timeout=timeout, watch=watch, fed=feed is not None, clip=clip, rate=rate, zero=zero,
+        sequence_parallel=sequence_parallel,
     )  # fmt: skip
+    if not schedule.flush and job.ties:
+        (stage, name), (other, its) = job.ties[0][:2]
+        raise ValueError(
+            f"parameter {name} of stage {stage} is also {its} of stage {other}, and {schedule.name} updates each stage"
+            " by itself; give each layer its own, or take 1f1b"
+        )
     if transport in RULES:
         check_messages(job.program, RULES[transport], blocking=job.blocking)
     launches = transport in RULES and not is_rank()
@@ -153,7 +174,7 @@ def _launch(job: Job, batches: list[Batch], on_step: OnStep | None, feed: Feed) 
     """Train in processes of this host, one a rank, and bring the trained model back into the caller's own."""
     cut(job.model, job.program.schedule.stages, at=job.at)  # refuses what does not fit before a process is started
     for step, batch in enumerate(batches):
-        split_batch(step, batch, job.program.schedule.microbatches)
+        split_batch(step, batch, job.mesh.dp * job.program.schedule.microbatches)
     with InOrder(feed, job.mesh.size) as order:
 
         def on_post(rank: int, numbered: tuple[int, OfStep]) -> None:
@@ -190,14 +211,30 @@ def _values(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.state_dict().values()]
 
 
-def _refuse_mesh(mesh: Mesh, schedule: Schedule) -> None:
+def _refuse_mesh(mesh: Mesh, schedule: Schedule, link: Link | Network) -> None:
     if mesh.pp != schedule.ranks:
         raise ValueError(f"the mesh has pp={mesh.pp} and the schedule {schedule.ranks} ranks; make them equal")
-    if mesh.dp != 1 or mesh.tp != 1:
-        raise ValueError(f"train runs pipelines only as yet: got dp={mesh.dp}, tp={mesh.tp}; leave both at 1")
+    if not schedule.flush and (mesh.dp, mesh.tp) != (1, 1):
+        raise ValueError(
+            f"{schedule.name} updates its weights after each micro-batch, so nothing is summed over replicas or shards:"
+            f" got dp={mesh.dp}, tp={mesh.tp}; leave both at 1, or take 1f1b"
+        )
+    if isinstance(link, Network) and len(link.host_of) != mesh.size:
+        raise ValueError(f"the network names the hosts of {len(link.host_of)} ranks, and the mesh has {mesh.size}")
 
 
-def _refuse_machine(transport: str, device: torch.device, comm: str, mesh: Mesh, clock: str | None, link: Link) -> None:
+def _refuse_update(mesh: Mesh, clip: float | None, zero: bool, sequence_parallel: bool) -> None:
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip is the largest norm of the gradients, and positive: got {clip}; leave it out for none")
+    if zero and mesh.dp == 1:
+        raise ValueError("zero shares the optimizer's state among replicas; there is one: raise dp, or leave it out")
+    if sequence_parallel and mesh.tp == 1:
+        raise ValueError("sequence_parallel shares tokens among tensor shards; there is one: raise tp, or leave it out")
+
+
+def _refuse_machine(
+    transport: str, device: torch.device, comm: str, mesh: Mesh, clock: str | None, link: Link | Network
+) -> None:
     if transport not in CLOCKS:
         raise ValueError(f"transport {transport} is not there; it is one of {', '.join(CLOCKS)}")
     if comm not in COMMUNICATION:

@@ -5,27 +5,49 @@ Read next: `worker` (what a rank does), `stage` (what it does it with).
 
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from pipelab.clock import make_clock, make_turn
+import torch
+from torch import nn
+
+from pipelab.clock import Measures, make_clock, make_turn
+from pipelab.collectives import Group
 from pipelab.collector import collector_at_rest
 from pipelab.failure import Fate, RunError, deadlock, describe
 from pipelab.feed import Tell, nobody
-from pipelab.ranks import Job, Ranks
+from pipelab.place import Groups, Place, all_groups
+from pipelab.ranks import Job, Ranks, Result, gradients, state
+from pipelab.tensor_parallel import join_state, shard_dims
 from pipelab.transport import Aborted
+from pipelab.transport.meetings import Meetings, Seat
 from pipelab.transport.memory import Mailboxes
 from pipelab.worker import Microbatches, Record
 
 
 class VirtualRanks(Ranks):
-    """All ranks of a run, as threads of this process."""
+    """All ranks of a run, as threads of this process. With replicas or shards each pipeline has a copy of the model."""
 
     def __init__(self, job: Job, tell: Tell = nobody) -> None:
-        ranks = range(job.program.placement.ranks)
+        mesh = job.mesh
+        self.mailboxes = {(dp, tp): Mailboxes(job.timeout) for dp in range(mesh.dp) for tp in range(mesh.tp)}
+        self.meetings = Meetings(job.timeout)
         turn = make_turn(job.device)
-        self.mailboxes = Mailboxes(job.timeout)
-        super().__init__(job, ranks, self.mailboxes, [make_clock(job.clock, job.device, turn) for _ in ranks], tell)
+        groups = all_groups(mesh, job.program.placement, job.ties)
+        super().__init__(job, [self._place(job, groups, rank, turn) for rank in range(mesh.size)], tell)
+
+    def _place(self, job: Job, groups: Groups, global_rank: int, turn: Measures) -> Place:
+        dp, _, tp = job.mesh.coordinates(global_rank)
+        clock = make_clock(job.clock, job.device, turn)
+        seats = {}
+        for name, families in groups.items():
+            for members in families:
+                if global_rank in members:
+                    index = members.index(global_rank)
+                    carrier = Seat(self.meetings, f"{name} group {list(members)}", index, len(members))
+                    seats[name] = Group(name.split()[0], members, index, carrier, clock, job.link.among(members))
+        return Place(global_rank, self.mailboxes[dp, tp], clock, seats)
 
     def __enter__(self) -> "VirtualRanks":
         super().__enter__()
@@ -33,41 +55,50 @@ class VirtualRanks(Ranks):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.mailboxes.abort()
+        self._abort()
         super().__exit__(*exception)
+
+    def _abort(self) -> None:
+        for mailboxes in self.mailboxes.values():
+            mailboxes.abort()
+        self.meetings.abort()
 
     def _execute(self, batch: Microbatches) -> list[Record]:
         origin = time.perf_counter()
         for worker in self.workers:
             worker.clock.restart(origin)
         with collector_at_rest():  # a full collection would be read as the work of whichever action it falls into
-            futures = [self.pool.submit(worker.run, batch) for worker in self.workers]
-            try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            except BaseException:  # the stop button: the ranks end where they are, and tell how far they came
-                self.mailboxes.abort()
-                wait(futures)
-                raise
+            return self._on_each(lambda number: self.workers[number].run(self._own(self.workers[number], batch)))
+
+    def _on_each(self, work: Callable[[int], Result]) -> list[Result]:
+        futures = [self.pool.submit(work, number) for number in range(len(self.workers))]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        except BaseException:  # the stop button: the ranks end where they are, and tell how far they came
+            self._abort()
+            wait(futures)
+            raise
         if any(future.exception() for future in done):
             whereabouts = self._whereabouts()
-            self.mailboxes.abort()
+            self._abort()
             wait(futures)
             raise self._failure(futures, whereabouts)
         return [future.result() for future in futures]
 
-    def _failure(self, futures: list[Future[Record]], whereabouts: str) -> RunError:
+    def _failure(self, futures: list[Future[Result]], whereabouts: str) -> RunError:
         for worker, future in zip(self.workers, futures, strict=True):
             cause = future.exception()
             if cause is not None and not isinstance(cause, Aborted):
                 report = whereabouts if isinstance(cause, TimeoutError) else ""
-                error = RunError(f"rank {worker.rank} failed at {worker.at}: {type(cause).__name__}: {cause}", report)
+                failed = f"rank {worker.global_rank} failed at {worker.at or 'the end of the step'}"
+                error = RunError(f"{failed}: {type(cause).__name__}: {cause}", report)
                 error.__cause__ = cause
                 return error
         raise AssertionError("a run failed without a cause")
 
     def _whereabouts(self) -> str:
         """Who waited for whom."""
-        fates = [Fate(worker.rank, notes=worker.recorder.notes()) for worker in self.workers]
+        fates = [Fate(worker.global_rank, notes=worker.recorder.notes()) for worker in self.workers]
         return "\n".join(filter(None, (describe(fates), deadlock({fate.rank: fate.last for fate in fates}))))
 
     @property
@@ -81,4 +112,19 @@ class VirtualRanks(Ranks):
         return mine
 
     def collect(self) -> list[list[Record]]:
+        """The records; where ranks have copies, the model gets the values and gradients of the first replica's."""
+        if not self.in_place:
+            with torch.no_grad():
+                for stage, layers in enumerate(self.job.slices):
+                    self._bring_home(stage, layers)
         return self.history
+
+    def _bring_home(self, stage: int, layers: nn.Sequential) -> None:
+        mesh, rank = self.job.mesh, self.job.program.placement.rank_of[stage]
+        shards = [self.workers[mesh.global_rank(pp=rank, tp=tp)].stages[stage].layers for tp in range(mesh.tp)]
+        dims = shard_dims(shards[0])
+        values, grads = (join_state(each, dims) for each in (list(map(state, shards)), list(map(gradients, shards))))
+        for name, tensor in state(layers).items():
+            tensor.copy_(values[name])
+            if name in grads:
+                tensor.grad = grads[name].clone()

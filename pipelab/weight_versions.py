@@ -84,7 +84,7 @@ class WeightVersions:
     @property
     def state_bytes(self) -> int:
         """What the optimizer keeps by now."""
-        return 0 if self._optimizer is None else state_bytes([self._optimizer], self._parameters)
+        return 0 if self._optimizer is None else state_bytes(self._optimizer)
 
     def use(self, microbatch: int) -> None:
         """Give the layers the weights that this micro-batch's forward saw: the latest, when this is its forward."""

@@ -3,16 +3,19 @@
 The same program was simulated before; here each step moves real tensors and takes real time, on the clock it is given.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipelab.action import Action, B, Element, F, I, U, W, parts
+from pipelab.action import MESSAGES, REDUCE, Action, B, Element, F, I, U, W, parts
 from pipelab.clock import Clock
-from pipelab.costs import Link
+from pipelab.collectives import Group, Traffic, Volume, add_traffic, traffic_of
+from pipelab.costs import Link, Network
+from pipelab.data_parallel import GradientSum
 from pipelab.dependencies import T, gives, needs
 from pipelab.flight_recorder import FlightRecorder
 from pipelab.holdings import Counted, Holdings, Memory, Moment
@@ -25,6 +28,7 @@ from pipelab.trace import Span, Trace
 from pipelab.transport import Message, Transport
 from pipelab.watch import Finding
 from pipelab.weight_versions import Update, UpdatingStage
+from pipelab.zero import ShardedUpdate
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Microbatches:
     """The micro-batches of one step: inputs, targets, and over how many targets the loss of each is a mean.
 
     That is the number of the whole step's targets, or, where each micro-batch updates the weights, of its own.
-    `on_loss` is told the loss of each micro-batch that has updated the weights, on the rank that knows it.
+    `on_loss` is told the loss of each micro-batch that has updated the weights, on the rank that knows it. `first` is
+    the number of the first micro-batch in the step: a replica has its share of them.
     """
 
     step: int
@@ -40,6 +45,7 @@ class Microbatches:
     targets: Sequence[Tensor]
     totals: Sequence[int]
     on_loss: Callable[[int, float], None] | None = None
+    first: int = 0
 
     @property
     def targets_in_all(self) -> int:
@@ -50,6 +56,16 @@ class Microbatches:
         """The same on a device."""
         inputs, targets = ([tensor.to(device) for tensor in tensors] for tensors in (self.inputs, self.targets))
         return replace(self, inputs=inputs, targets=targets)
+
+    def of_replica(self, replica: int, replicas: int) -> "Microbatches":
+        """One replica's even share of them: the first replica has the first."""
+        if replicas == 1:
+            return self
+        each = len(self.inputs) // replicas
+        own = slice(replica * each, (replica + 1) * each)
+        return replace(
+            self, inputs=self.inputs[own], targets=self.targets[own], totals=self.totals[own], first=replica * each
+        )
 
 
 @dataclass
@@ -62,8 +78,10 @@ class Record:
     updates: list[Update] = field(default_factory=list)
     norms: dict[Action, float] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    traffic: Traffic = field(default_factory=dict)
+    gradient_norm: float | None = None
     counted: Counted = field(default_factory=Counted)
-    parameters: dict[int, int] = field(default_factory=dict)
+    parameters: Mapping[int, int] = field(default_factory=dict)
     optimizer: int = 0
     buffers: int = 0
 
@@ -73,14 +91,60 @@ class Record:
         return max((held for _, held in self.curve), default=0)
 
 
+class _Task(NamedTuple):
+    """One action of computing, and what its row tells of it beforehand."""
+
+    action: Action
+    compute: Callable[["_Task", Microbatches, Record], Tensor | None]
+    need: Action | None
+    """The value of another stage that it takes, if any."""
+    gives: Action | None
+    """The name of the value that it makes for another stage, if any."""
+    stays: bool
+    """Whether that is an activation which no message takes away."""
+
+
+class _Message(NamedTuple):
+    """A send or a receive, and what the program tells of it beforehand."""
+
+    step: Action
+    peer: Action
+    rank: int
+    """The global rank at the other end."""
+    value: Action
+    link: Link
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far a rank is in a step; `known` has for each element what is held, where that has been counted before.
+
+    `sent` counts the bytes of each message.
+    """
+
+    batch: Microbatches
+    record: Record
+    known: Iterator[Moment] | None
+    sent: list[tuple[str, int]] = field(default_factory=list)
+    waited: Action | None = None
+
+
 class Worker:
-    """One rank: its row of the program, its stages, and the values that it made or received and still holds."""
+    """One rank: its row of the program, its stages, and the values that it made or received and still holds.
+
+    `members` are the global ranks of its pipeline; `tp` is its seat among tensor shards, and `sums` sums its gradients
+    over replicas, where there are any.
+    """
 
     def __init__(
         self, rank: int, program: Program, stages: Mapping[int, Stage], *,
-        transport: Transport, clock: Clock, meter: ActivationMeter, link: Link, blocking: bool = False,
+        transport: Transport, clock: Clock, meter: ActivationMeter, link: Link | Network, members: Sequence[int],
+        blocking: bool = False, tp: Group | None = None, sums: GradientSum | ShardedUpdate | None = None,
     ) -> None:  # fmt: skip
         self.rank = rank
+        self.members = members
+        self.tp = tp
+        self.sums = sums
         self.program = program
         self.stages = stages
         self.transport = transport
@@ -88,8 +152,6 @@ class Worker:
         self.meter = meter
         self.link = link
         self.blocking = blocking
-        self.parameters = [parameter for stage in stages.values() for parameter in stage.layers.parameters()]
-        self.parameter_bytes = {stage: own.parameter_bytes for stage, own in stages.items()}
         self.recorder = FlightRecorder()
         self.recording = True
         self.record = Record()
@@ -97,19 +159,14 @@ class Worker:
         self._values: dict[Action, tuple[Tensor, Action, Held | None]] = {}
         self._counted: dict[tuple[torch.Size, ...], Counted] = {}
         self._sent = {(s.stage, CARRIES[s.kind]) for e in program.rows[rank] for s in parts(e) if s.kind in CARRIES}
-        self._needed = {
-            action: need
-            for element in program.schedule.rows[rank]
-            for action in parts(element)
-            for need in needs(action, program.schedule.stages, program.schedule.groups)
-            if need.stage != action.stage or need.kind == T
-        }  # of another stage: one value, or none at the model's ends
-        self._compute: dict[str, Callable[[Action, Microbatches, Record], Tensor | None]] = {
+        self._compute: dict[str, Callable[[_Task, Microbatches, Record], Tensor | None]] = {
             F: self._forward,
             B: self._backward,
             I: self._backward_input,
             W: self._backward_weight,
         }
+        self._row = [(step, *self._planned(step)) for step in program.rows[rank]]
+        self._parameter_bytes = parameter_bytes({stage: own.layers for stage, own in stages.items()}, sums)
 
     def run(self, batch: Microbatches) -> Record:
         """Execute the row once, for one step's micro-batches; `record` grows meanwhile, and is kept if it breaks off.
@@ -117,9 +174,11 @@ class Worker:
         What is held depends on shapes alone, and counting it costs up to a fifth of a small forward: bytes are counted
         in the first step of these shapes (the warm-up, as a rule), and noted again in the later ones.
         """
-        self.record = record = Record(parameters=self.parameter_bytes)
+        self.record = record = Record(parameters=self._parameter_bytes)
         try:
-            self._execute(batch, record)
+            with _in_this_thread(self.tp):
+                self._execute(batch, record)
+            self._finish_sums(record)
         finally:
             record.spans, record.curve = self.clock.settle(record.spans, record.curve)
         for stage in self.stages.values():
@@ -129,63 +188,29 @@ class Worker:
         assert not self._values, f"rank {self.rank} still holds {list(self._values)}"
         return record
 
-    def _execute(self, batch: Microbatches, record: Record) -> None:
-        shapes = tuple(tensor.shape for tensor in batch.inputs)
-        known = self._counted.get(shapes)
-        self.meter.counting = known is None
-        record.counted = counted = known or Counted()
-        moments = iter(known.moments if known else ())
-        waited: Action | None = None
-        for step in self.program.rows[self.rank]:
-            self.at = step
-            if isinstance(step, Action) and step.kind in RECEIVED_FROM:
-                waited = self._receive(step, record) or waited
-            elif isinstance(step, Action) and step.kind in CARRIES:
-                self._send(step, record)
-            elif isinstance(step, Action) and step.kind == U:
-                self._update(step, batch, record)
-            else:
-                span: Any = self._work(step, batch, record, waited)
-                moment = next(moments, None) or self._count(counted)
-                if self.recording:
-                    record.curve += ((span.start, moment.peak), (span.end, moment.live))
-                waited = None
-        self.at = None
-        record.buffers = self.transport.buffers
-        if self.recording:
-            self._counted[shapes] = counted
+    def _planned(self, step: Element) -> tuple[Callable[[Any, _Progress], None], Any]:
+        """Which method executes a step of the row, and what it is given: all that can be looked up beforehand."""
+        if isinstance(step, Action) and step.kind in MESSAGES:
+            peer = self.program.peer(step)
+            send = peer if step.kind in RECEIVED_FROM else step
+            value = Action(send.stage, CARRIES[send.kind], send.microbatch)
+            other = self._global_rank_of(peer)
+            message = _Message(step, peer, other, value, self.link.among((self.global_rank, other)))
+            return (self._receive if send is peer else self._send), message
+        if isinstance(step, Action) and step.kind == U:
+            return self._update, step
+        if isinstance(step, Action) and step.kind == REDUCE:
+            return self._reduce, step
+        return self._work, (step, [self._task(action) for action in parts(step)])
 
-    def _count(self, counted: Counted) -> Moment:
-        """What is held now that an action has ended."""
-        staying = [t for v, (t, _, held) in self._values.items() if held is None and v[:2] not in self._sent]
-        moment = Moment(
-            peak=self.meter.restart_peak(),
-            live=self.meter.live,
-            changes=self.meter.changed(),
-            gradients=sum(s.gradient_bytes for s in self.stages.values()),
-            staying=sum(map(self.meter.unheld, staying)),
-            device=None if self.meter.allocator is None else self.meter.allocator.read(),
-        )
-        counted.moments.append(moment)
-        return moment
-
-    def _work(self, element: Element, batch: Microbatches, record: Record, waited: Action | None) -> Span:
-        """Compute; gives its span."""
-        self.recorder.running(element)
-        outputs, start, end = self.clock.run(lambda: [self._perform(a, batch, record) for a in parts(element)])
-        for action, output in zip(parts(element), outputs, strict=True):
-            given = gives(action, self.program.schedule.stages, self.program.schedule.groups)
-            if output is not None and self._is_needed(given):
-                stays = action.kind == F and given[:2] not in self._sent
-                self._values[given] = output, action, self.meter.hold(output) if stays else None
-        del outputs
-        span = Span(self.rank, "compute", element, start, end, waited)
-        self._note(record, span)
-        return span
-
-    def _perform(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
-        self.meter.owner = action
-        return self._compute[action.kind](action, batch, record)
+    def _task(self, action: Action) -> _Task:
+        schedule = self.program.schedule
+        needed = needs(action, schedule.stages, schedule.groups)
+        of_others = [need for need in needed if need.stage != action.stage or need.kind == T]  # one; none at an end
+        given = gives(action, schedule.stages, schedule.groups)
+        stays = action.kind == F and given[:2] not in self._sent
+        need, name = of_others[0] if of_others else None, given if self._is_needed(given) else None
+        return _Task(action, self._compute[action.kind], need, name, stays)
 
     def _is_needed(self, given: Action) -> bool:
         """What the last stage makes goes nowhere, but for the tokens of generation into a round still to come."""
@@ -193,66 +218,144 @@ class Worker:
             return given.microbatch < self.program.schedule.microbatches
         return given.kind != F or given.stage < self.program.schedule.stages - 1
 
-    def _note(self, record: Record, span: Span) -> None:
+    def _execute(self, batch: Microbatches, record: Record) -> None:
+        shapes = tuple(tensor.shape for tensor in batch.inputs)
+        known = self._counted.get(shapes)
+        now = _Progress(batch, record, None if known is None else iter(known.moments))
+        self.meter.counting = known is None
+        record.counted = known or Counted()
+        for step, perform, plan in self._row:
+            self.at = step
+            perform(plan, now)
+        self.at = None
+        for kind, nbytes in now.sent:
+            add_traffic(record.traffic, {("pp", kind): Volume(1, nbytes)})
+        record.buffers = self.transport.buffers
         if self.recording:
-            record.spans.append(span)
+            self._counted[shapes] = record.counted
 
-    def _receive(self, step: Action, record: Record) -> Action | None:
-        send = self.program.peer(step)
-        self.recorder.waiting(step, send, (self.program.placement.rank_of[send.stage],))
+    def _work(self, plan: tuple[Element, list[_Task]], now: _Progress) -> None:
+        """Compute; notes the span, and what is held meanwhile and afterwards."""
+        element, tasks = plan
+        batch, record = now.batch, now.record
+        self.recorder.running(element)
+        outputs, start, end = self.clock.run(lambda: [self._perform(task, batch, record) for task in tasks])
+        for task, output in zip(tasks, outputs, strict=True):
+            if output is not None and task.gives is not None:
+                self._values[task.gives] = output, task.action, self.meter.hold(output) if task.stays else None
+        del outputs
+        moment = self._count(record.counted) if now.known is None else next(now.known)
+        if self.recording:
+            record.spans.append(Span(self.rank, "compute", element, start, end, now.waited))
+            record.curve += ((start, moment.peak), (end, moment.live))
+        if self.tp is not None:
+            self._note_meetings(self.tp, element, record)
+        now.waited = None
+
+    def _perform(self, task: _Task, batch: Microbatches, record: Record) -> Tensor | None:
+        self.meter.owner = task.action
+        return task.compute(task, batch, record)
+
+    def _count(self, counted: Counted) -> Moment:
+        """What is held now that an action has ended."""
+        staying = [t for value, (t, _, held) in self._values.items() if held is None and value[:2] not in self._sent]
+        grads = {id(p): p.grad.nbytes for s in self.stages.values() for p in s.parameters if p.grad is not None}
+        moment = Moment(
+            peak=self.meter.restart_peak(),
+            live=self.meter.live,
+            changes=self.meter.changed(),
+            gradients=sum(grads.values()),
+            staying=sum(map(self.meter.unheld, staying)),
+            reducing=0 if self.sums is None else self.sums.under_way,
+            device=None if self.meter.allocator is None else self.meter.allocator.read(),
+        )
+        counted.moments.append(moment)
+        return moment
+
+    def _note_meetings(self, tp: Group, element: Element, record: Record) -> None:
+        """The collectives in the midst of an action are named after it."""
+        meetings = tp.taken()
+        add_traffic(record.traffic, traffic_of(meetings))
+        if self.recording:
+            record.spans += (Span(self.rank, "collective", element, meeting.start, meeting.end) for meeting in meetings)
+
+    def _receive(self, message: _Message, now: _Progress) -> None:
+        step, send, sender, value, _ = message
+        self.recorder.waiting(step, send, (sender,))
         began = self.clock.now
         tensor, arrival, giver = self.transport.receive(send)
         self.clock.wait_until(arrival)
-        ended = self.clock.now
-        self._values[Action(send.stage, CARRIES[send.kind], send.microbatch)] = tensor, giver, None
+        self._values[value] = tensor, giver, None
         waited = giver if arrival > began else None
-        self._note(record, Span(self.rank, "recv", step, began, ended, waited))
-        return waited
+        now.waited = waited or now.waited
+        if self.recording:
+            now.record.spans.append(Span(self.rank, "recv", step, began, self.clock.now, waited))
 
-    def _send(self, step: Action, record: Record) -> None:
-        tensor, giver, _ = self._values.pop(Action(step.stage, CARRIES[step.kind], step.microbatch))
+    def _send(self, message: _Message, now: _Progress) -> None:
+        step = message.step
+        tensor, giver, _ = self._values.pop(message.value)
         departure = self.clock.now
-        arrival = departure + self.link.seconds(tensor.nbytes)
-        if self.meter.counting:
-            record.counted.sent[step] = tensor.nbytes
-        self._note(record, Span(self.rank, "send", step, departure, arrival))
+        arrival = departure + message.link.seconds(tensor.nbytes)
+        now.sent.append((step.kind, tensor.nbytes))
+        if now.known is None:
+            now.record.counted.sent[step] = tensor.nbytes
+        if self.recording:
+            now.record.spans.append(Span(self.rank, "send", step, departure, arrival))
         held_up_by = self.transport.held_up_by(step)
         if held_up_by is not None:
             receive = self.program.peer(held_up_by)
-            self.recorder.waiting(step, receive, (self.program.placement.rank_of[receive.stage],))
+            self.recorder.waiting(step, receive, (self._global_rank_of(receive),))
         self.transport.send(step, Message(tensor, arrival, giver))
         if self.blocking:
             self.clock.wait_until(arrival)
 
-    def _update(self, step: Action, batch: Microbatches, record: Record) -> None:
+    def _update(self, step: Action, now: _Progress) -> None:
         """Let a stage step its optimizer, in a lane of its own: a synchronous step is timed without its update, too."""
-        stage = self.stages[step.stage]
+        stage, batch, record = self.stages[step.stage], now.batch, now.record
         assert isinstance(stage, UpdatingStage)
         self.recorder.running(step)
         (staleness, held), start, end = self.clock.aside(lambda: stage.update(step.microbatch))
         record.updates.append(Update(step.stage, step.microbatch, staleness, held))
-        self._note(record, Span(self.rank, "memory", step, start, end))
+        if self.recording:
+            record.spans.append(Span(self.rank, "memory", step, start, end))
         if batch.on_loss is not None and stage.loss is not None:
             batch.on_loss(step.microbatch, record.losses[step.microbatch])
 
-    def _forward(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
-        stage, microbatch = self.stages[action.stage], action.microbatch
-        given = self._from_others(action)
+    def _reduce(self, step: Action, now: _Progress) -> None:
+        """Begin to sum a stage's gradients over the replicas; the rank goes on."""
+        assert self.sums is not None
+        self.recorder.running(step)
+        self.sums.start(step.stage)
+
+    def _finish_sums(self, record: Record) -> None:
+        if self.sums is None:
+            return
+        self.recorder.meeting("the sum over replicas", [m for m in self.sums.group.members if m != self.global_rank])
+        for action, meeting in self.sums.finish():
+            add_traffic(record.traffic, traffic_of([meeting]))
+            record.spans.append(Span(self.rank, "collective", action, meeting.start, meeting.end))
+
+    def _forward(self, task: _Task, batch: Microbatches, record: Record) -> Tensor | None:
+        stage, microbatch = self.stages[task.action.stage], task.action.microbatch
+        given = self._from_others(task)
         x = batch.inputs[microbatch].clone() if given is None else given  # not a view that keeps the whole batch
+        number = batch.first + microbatch
         if stage.loss is None:
-            return stage.forward(microbatch, x, batch.step)
+            return stage.forward(number, x, batch.step)
         target = batch.targets[microbatch].clone()
-        record.losses[microbatch] = stage.forward(microbatch, x, batch.step, target, batch.totals[microbatch]).item()
+        record.losses[number] = stage.forward(number, x, batch.step, target, batch.totals[microbatch]).item()
         return None
 
-    def _backward(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
-        return self.stages[action.stage].backward(action.microbatch, self._from_others(action))
+    def _backward(self, task: _Task, batch: Microbatches, record: Record) -> Tensor | None:
+        number = batch.first + task.action.microbatch
+        return self.stages[task.action.stage].backward(number, self._from_others(task))
 
-    def _backward_input(self, action: Action, batch: Microbatches, record: Record) -> Tensor | None:
-        return self.stages[action.stage].backward_input(action.microbatch, self._from_others(action))
+    def _backward_input(self, task: _Task, batch: Microbatches, record: Record) -> Tensor | None:
+        number = batch.first + task.action.microbatch
+        return self.stages[task.action.stage].backward_input(number, self._from_others(task))
 
-    def _backward_weight(self, action: Action, batch: Microbatches, record: Record) -> None:
-        self.stages[action.stage].backward_weight(action.microbatch)
+    def _backward_weight(self, task: _Task, batch: Microbatches, record: Record) -> None:
+        self.stages[task.action.stage].backward_weight(batch.first + task.action.microbatch)
 
     def _watched(self, stage: Stage, record: Record) -> None:
         if (watch := stage.watch) is not None:
@@ -260,10 +363,22 @@ class Worker:
             record.norms |= {Action(watch.stage, kind, m): norm for (kind, m), norm in watch.norms.items()}
             record.findings += [watch.first] if watch.first is not None else []
 
-    def _from_others(self, action: Action) -> Tensor | None:
+    @property
+    def global_rank(self) -> int:
+        """Which of all processes, or of all ranks that they play."""
+        return self.members[self.rank]
+
+    def _global_rank_of(self, message: Action) -> int:
+        return self.members[self.program.placement.rank_of[message.stage]]
+
+    def _from_others(self, task: _Task) -> Tensor | None:
         """What it needs of another stage, if anything; nobody else needs that, so it is let go of here."""
-        need = self._needed.get(action)
-        return None if need is None else self._values.pop(need)[0]
+        return None if task.need is None else self._values.pop(task.need)[0]
+
+
+def _in_this_thread(tp: Group | None) -> AbstractContextManager[object]:
+    """A backward that waits for other shards must not do so in the one thread that autograd has for a GPU."""
+    return nullcontext() if tp is None else torch.autograd.set_multithreading_enabled(False)
 
 
 def trace_of(schedule: Schedule, clock: str, records: Sequence[Record]) -> Trace:
@@ -272,15 +387,35 @@ def trace_of(schedule: Schedule, clock: str, records: Sequence[Record]) -> Trace
     return Trace(schedule.name, clock, schedule.placement.chunks_per_rank(), spans)
 
 
-def memory_of(steps: Sequence[Sequence[Record]], typical: int) -> Memory:
-    """The peak of every rank over all steps, and the curves and the causes of a typical one."""
+def parameter_bytes(layers: Mapping[int, nn.Module], sums: GradientSum | ShardedUpdate | None = None) -> dict[int, int]:
+    """The weights and buffers of each stage of a rank: what stages share counts for the first.
+
+    With ZeRO-1 the share that the optimizer updates is a copy.
+    """
+    seen: set[int] = set()
+    found = {}
+    for stage, own in layers.items():
+        new = {id(t): t.nbytes for t in (*own.parameters(), *own.buffers()) if id(t) not in seen}
+        seen |= new.keys()
+        shares = (
+            [s.own.nbytes for s in sums.shares if s.bucket.stage == stage] if isinstance(sums, ShardedUpdate) else []
+        )
+        found[stage] = sum(new.values()) + sum(shares)
+    return found
+
+
+def memory_of(steps: Sequence[Sequence[Record]], typical: int, pipelines: Sequence[Sequence[int]]) -> Memory:
+    """The peak of every global rank over all steps, and what it held in a typical one; `curves` of the first pipeline.
+
+    `pipelines` has the global ranks of each.
+    """
     peaks = tuple(max(records[rank].peak for records in steps) for rank in range(len(steps[0])))
-    curves = tuple(tuple(record.curve) for record in steps[typical])
+    curves = tuple(tuple(steps[typical][member].curve) for member in pipelines[0])
     held = tuple(
         _holdings(record, max(records[rank].buffers for records in steps), steps[-1][rank].optimizer)
         for rank, record in enumerate(steps[typical])
     )
-    return Memory(peaks, curves, held)
+    return Memory(peaks, curves, held, tuple(map(tuple, pipelines)))
 
 
 def _holdings(record: Record, buffers: int, optimizer: int) -> Holdings:

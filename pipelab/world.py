@@ -54,6 +54,7 @@ class World:
             dist.init_process_group("gloo", init_method="env://", timeout=self.timeout)
         self.rank, self.size = dist.get_rank(), size
         self._groups: list[Any] = []
+        self._pairs = 0
         self.control = self.group(range(size))
         self.hosts, self.pids = zip(*self.everybody((socket.gethostname(), os.getpid())), strict=True)
         self.offset, self.residual = self._align()
@@ -64,6 +65,23 @@ class World:
         if self.rank in ranks:
             self._groups.append(group)
         return group
+
+    def pair(self, ends: tuple[int, int]) -> Any:
+        """A gloo connection between two global ranks, as one of them sees it (None: it is none of them); every rank
+        makes all, in one order.
+
+        It is the bare backend, without torch's dispatcher, and one thread of this process watches all its connections;
+        with a thread for each, much of a short step goes into waking threads.
+        """
+        self._pairs += 1
+        if self.rank not in ends:
+            return None
+        gloo: Any = dist.ProcessGroupGloo
+        options = gloo._Options()
+        options._devices = self.control._get_backend(torch.device("cpu")).options._devices
+        options._timeout = self.timeout
+        store = dist.PrefixStore(f"{self.control.group_name}/{self._pairs}", dist.distributed_c10d._get_default_store())
+        return gloo(store, sorted(ends).index(self.rank), 2, options)
 
     def everybody(self, mine: Any) -> list[Any]:
         """What every rank says, in the order of the ranks."""

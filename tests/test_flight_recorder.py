@@ -39,13 +39,6 @@ def test_long_texts_and_many_peers_are_cut_and_break_nothing():
     assert recorder.last.peers == tuple(range(MOST_PEERS))
 
 
-def test_names_turn_ranks_of_a_pipeline_into_global_ranks():
-    recorder = FlightRecorder()
-    recorder.names = [4, 5, 6, 7]
-    recorder.waiting("1RECV_F0", "0SEND_F0", [0])
-    assert recorder.last.peers == (4,)
-
-
 def test_notes_outlive_a_rank_that_is_killed_and_leave_no_file():
     with Recorders(ranks=2) as recorders:
         assert os.fstat(recorders.fileno()).st_nlink == 0

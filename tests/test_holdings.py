@@ -68,7 +68,8 @@ def compared(monkeypatch):
 
     class Compared(Worker):
         def _execute(self, batch, record):
-            self.there = Alive([*self.parameters, *batch.inputs, *batch.targets])
+            weights = [weight for stage in self.stages.values() for weight in stage.layers.parameters()]
+            self.there = Alive([*weights, *batch.inputs, *batch.targets])
             with self.there:
                 super()._execute(batch, record)
 

@@ -102,14 +102,6 @@ def test_only_a_plain_sequential_can_be_cut():
         cut(OwnForward(*linears(2)), 2)
 
 
-def test_a_parameter_tied_between_two_stages_is_refused_and_within_one_stage_is_not():
-    model = linears(4)
-    model[3].weight = model[1].weight
-    with pytest.raises(ValueError, match=r"parameter 1\.weight of stage 0 is also 3\.weight of stage 1"):
-        cut(model, 2)
-    assert len(cut(model, 2, at=[1])) == 2
-
-
 def test_a_layer_without_parameters_may_be_listed_twice():
     relu = nn.ReLU()
     parts = cut(nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu), 2)

@@ -17,30 +17,37 @@ if TYPE_CHECKING:
 
 SCHEDULES = {"gpipe": None, "1f1b": None, "interleaved": 2, "zb-h1": None, "zb-v": None}
 """Five schedules, with their chunks."""
-MESHES = (Mesh(pp=4),)
+MESHES = {
+    "pp 4": (Mesh(pp=4), False),
+    "dp 2, pp 2": (Mesh(dp=2, pp=2), False),
+    "dp 2, pp 2, ZeRO-1": (Mesh(dp=2, pp=2), True),
+    "pp 2, tp 2": (Mesh(pp=2, tp=2), False),
+}
+"""By name the mesh, and whether replicas share the optimizer's states."""
 POLICIES = ("none",)
 MICROBATCHES, ROWS = 8, 4
 
 
 def compare_memory(model: str = "tiny") -> Iterator[dict[str, Any]]:
-    """One row for each schedule, mesh, policy of checkpointing and rank, in bytes."""
+    """One row for each mesh, policy of checkpointing, schedule and rank of a pipeline, in bytes."""
     import torch
 
     from pipelab.memory_prediction import predict_memory
     from pipelab.models import build_model
 
-    for mesh in MESHES:
+    for called, (mesh, zero) in MESHES.items():
         for policy in POLICIES:
             for name, chunks in SCHEDULES.items():
                 schedule = build(name, mesh.pp, MICROBATCHES, chunks)
                 net = build_model(model)
-                tokens = torch.randint(256, (MICROBATCHES * ROWS, net.config.context))
-                predicted = predict_memory(net, schedule, (tokens, tokens), mesh)
-                tracked = track_memory(net, schedule, (tokens, tokens), mesh)
-                for rank, (ours, there) in enumerate(zip(predicted.totals, tracked, strict=True)):
+                tokens = torch.randint(256, (mesh.dp * MICROBATCHES * ROWS, net.config.context))
+                predicted = predict_memory(net, schedule, (tokens, tokens), mesh, zero=zero).totals
+                tracked = track_memory(net, schedule, (tokens, tokens), mesh, zero=zero)
+                for rank, member in enumerate(mesh.group("pp", 0)):
                     yield {
-                        "schedule": name, "mesh": [mesh.dp, mesh.pp, mesh.tp], "checkpointing": policy, "rank": rank,
-                        "predicted": ours, "tracked": there, "error": ours / there - 1,
+                        "schedule": name, "mesh": called, "checkpointing": policy, "rank": rank,
+                        "predicted": predicted[rank], "tracked": tracked[member],
+                        "error": predicted[rank] / tracked[member] - 1,
                     }  # fmt: skip
 
 
@@ -57,12 +64,13 @@ def track_memory(
     from pipelab.virtual_ranks import VirtualRanks
 
     job = Job(
-        model=model, program=lower(schedule), mesh=mesh, device=torch.device("cpu"), clock="virtual",
+        model=model, program=lower(schedule, mesh), mesh=mesh, device=torch.device("cpu"), clock="virtual",
         **{"loss": cross_entropy, "optimizer": adamw, **options},
     )  # fmt: skip
     with VirtualRanks(job) as ranks:
-        ranks.mailboxes.send = partial(_send_a_copy, ranks.mailboxes.send)  # type: ignore[method-assign]
-        rows = [_Tracked(*pair) for pair in zip(ranks.workers, ranks.optimizers, strict=True)]
+        for mailboxes in ranks.mailboxes.values():
+            mailboxes.send = partial(_send_a_copy, mailboxes.send)  # type: ignore[method-assign]
+        rows = [_Tracked(*pair) for pair in zip(ranks.workers, ranks.updates, strict=True)]
         for step in range(2):
             ranks.step(ranks.split(step, batch))
     return [row.peak for row in rows]
@@ -71,22 +79,25 @@ def track_memory(
 class _Tracked:
     """Counts the storages of one rank, in its row and in its optimizer's step."""
 
-    def __init__(self, worker: Any, optimizer: Any) -> None:
-        self.worker, self.optimizer = worker, optimizer
+    def __init__(self, worker: Any, update: Any) -> None:
+        self.worker, self.update = worker, update
         self.peak = 0
         worker.run = partial(self._count, worker.run)
-        optimizer.step = partial(self._count, optimizer.step)
+        update.optimizer.step = partial(self._count, update.optimizer.step)
 
     def _count(self, work: Callable[..., Any], *arguments: Any) -> Any:
         from pipelab.footprint import LiveStorages
 
         layers = [stage.layers for stage in self.worker.stages.values()]
-        there = [tensor for own in layers for tensor in (*own.parameters(), *own.buffers())]
-        there += [parameter.grad for parameter in self.worker.parameters if parameter.grad is not None]
-        there += [v for kept in self.optimizer.state.values() for v in kept.values() if hasattr(v, "untyped_storage")]
+        weights = [*(p for own in layers for p in own.parameters()), *self.update.stepped]  # and shares, with ZeRO-1
+        there = [*weights, *(buffer for own in layers for buffer in own.buffers())]
+        there += [weight.grad for weight in weights if weight.grad is not None]
+        states = self.update.optimizer.state.values()
+        there += [value for kept in states for value in kept.values() if hasattr(value, "untyped_storage")]
         with LiveStorages(there) as storages:
             result = work(*arguments)
-        self.peak = max(self.peak, sum(tensor.nbytes for tensor in there) + storages.peak)
+        held = {tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in there}
+        self.peak = max(self.peak, sum(held.values()) + storages.peak)
         return result
 
 

@@ -1,28 +1,30 @@
 """What does recording cost? Steps with and without spans, bytes and the flight recorder, one after the other.
 
-The seconds are processor time of the process, all ranks together, so that other programs do not disturb them much.
+The seconds are processor time of the process, all ranks together, so that other programs do not disturb them much; the
+quartiles of the pairs tell how much they do.
 The activation meter works in the first step of a shape alone, which is not among these; its row tells what it would
 cost in every step. The last row is the live feed with a listener; its threads are among what is counted.
 """
 
 import time
 from collections.abc import Callable, Iterator
+from statistics import quantiles
 from typing import Any
-
-from pipelab.costs import middle
 
 RANKS, MICROBATCHES = 4, 8
 SCHEDULES = ("1f1b", "zb-h1")
 
 
 def compare_recording(steps: int = 20, model: str = "small", device: str = "cpu") -> Iterator[dict[str, Any]]:
-    """One row a schedule and recorder: the median of a recorded step's time over that of an unrecorded one."""
+    """One row a schedule and recorder: a recorded step's time over that of an unrecorded one, the median and between
+    which two values half of the pairs lie."""
     for name in SCHEDULES:
         for what, switch in SWITCHES.items():
-            yield {"schedule": name, "what": what, "on_over_off": _ratio(name, switch, steps, model, device)}
+            low, median, high = quantiles(_ratios(name, switch, steps, model, device))
+            yield {"schedule": name, "what": what, "on_over_off": median, "quartiles": [low, high]}
 
 
-def _ratio(name: str, switch: Callable[[Any, Any, bool], None], steps: int, preset: str, device: str) -> float:
+def _ratios(name: str, switch: Callable[[Any, Any, bool], None], steps: int, preset: str, device: str) -> list[float]:
     import torch
 
     from pipelab.costs import Link
@@ -61,16 +63,13 @@ def _ratio(name: str, switch: Callable[[Any, Any, bool], None], steps: int, pres
 
         pairs = [(seconds(step % 2 == 0), seconds(step % 2 == 1)) for step in range(steps)]
     # every other pair begins with the unrecorded step, so that neither side has the warmer caches
-    return float(middle([first / second if step % 2 == 0 else second / first
-                         for step, (first, second) in enumerate(pairs)]))  # fmt: skip
+    return [a / b if step % 2 == 0 else b / a for step, (a, b) in enumerate(pairs)]
 
 
 def _spans(ranks: Any, _: Any, on: bool) -> None:
-    from pipelab.flight_recorder import FlightRecorder
-
     for worker in ranks.workers:
-        worker.recording = on
-        worker.recorder = FlightRecorder() if on else _Silent()
+        own = worker.__dict__.setdefault("_own", worker.recorder)
+        worker.recording, worker.recorder = on, own if on else _Silent()
 
 
 def _meter(ranks: Any, _: Any, on: bool) -> None:

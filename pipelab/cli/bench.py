@@ -95,12 +95,10 @@ def _memories(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _print_memories(rows: list[dict[str, Any]]) -> None:
     print("peak bytes of each rank in use at once: predicted from shapes, and tracked operator by operator (MiB)")
-    mesh = f"{'mesh dp pp tp':<13} {'checkpointing':<13}"
+    mesh = f"{'mesh':<18} {'checkpointing':<13}"
     print(f"{'schedule':<12} {mesh} {'rank':>4} {'predicted':>9} {'tracked':>9} {'error':>7}")
     for row in rows:
-        case = (
-            f"{row['schedule']:<12} {' '.join(map(str, row['mesh'])):<13} {row['checkpointing']:<13} {row['rank']:>4}"
-        )
+        case = f"{row['schedule']:<12} {row['mesh']:<18} {row['checkpointing']:<13} {row['rank']:>4}"
         sizes = " ".join(f"{row[what] / 2**20:>9.3f}" for what in ("predicted", "tracked"))
         print(f"{case} {sizes} {100 * row['error']:>+6.2f}%")
 
@@ -131,9 +129,10 @@ def _print_splits(rows: list[dict[str, Any]]) -> None:
 
 
 def _print_recorders(rows: list[dict[str, Any]]) -> None:
-    print("processor time of a recorded step over an unrecorded one, in turn (median)")
+    print("processor time of a recorded step over an unrecorded one, in turn (median, and quartiles of the pairs)")
     for row in rows:
-        print(f"{row['schedule']:<6} {row['what']:<6} {row['on_over_off']:.4f}")
+        low, high = row["quartiles"]
+        print(f"{row['schedule']:<6} {row['what']:<6} {row['on_over_off']:.4f}   {low:.4f} to {high:.4f}")
 
 
 def _print_simulators(rows: list[dict[str, Any]]) -> None:

@@ -29,6 +29,7 @@ from pipelab.trace import BUBBLES
 from pipelab.validate import validate
 
 if TYPE_CHECKING:
+    from pipelab.collectives import Traffic
     from pipelab.run import Run
     from pipelab.weight_versions import Versions
 
@@ -67,6 +68,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--clock", choices=["virtual", "wall"], help="virtual, for nccl wall, unless said otherwise")
     command.add_argument("--latency", type=duration, default=0, metavar="SECONDS", help="modelled, of each message (0)")
     command.add_argument("--bandwidth", type=duration, metavar="BYTES/S", help="modelled, of each link (unlimited)")
+    command.add_argument("--ranks-per-host", type=count, metavar="N",
+        help="modelled: hosts of N ranks; --latency and --bandwidth are then those between hosts")  # fmt: skip
+    command.add_argument("--zero", action="store_true", help="replicas share the optimizer's state (ZeRO-1)")
+    command.add_argument("--sequence-parallel", action="store_true", help="tensor shards share tokens, too")
+    command.add_argument("--tie-embeddings", action="store_true", help="the head uses the embedding's matrix")
+    command.add_argument("--clip", type=duration, metavar="NORM", help="largest norm of all gradients together")
     add_cut(command)
     command.add_argument("--check", action="store_true", help="in float64, compare with the uncut model")
     command.add_argument("--watch", action="store_true", help="note norms, and name the first value that is not finite")
@@ -127,13 +134,15 @@ def _refuse_what_is_not_there(options: argparse.Namespace) -> None:
         raise CommandError(f"--transport {options.transport} is not there; it is one of {', '.join(CLOCKS)}")
     if options.transport == "nccl" and options.device == "cpu":
         raise CommandError("--transport nccl moves data between GPUs; add --device cuda, or use --transport gloo")
-    for axis in ("tp", "dp"):
-        if getattr(options, axis) != 1:
-            raise CommandError(f"--{axis} {getattr(options, axis)} is not there; this version runs --{axis} 1 only")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device cuda: torch sees no CUDA device here; use --device cpu")
     if options.bandwidth == 0:
         raise CommandError("--bandwidth must be positive: got 0; leave it out for an unlimited one")
+    if options.clip == 0:
+        raise CommandError("--clip must be positive: got 0; leave it out for no clipping")
+    for option, axis, what in (("zero", "dp", "replicas"), ("sequence_parallel", "tp", "tensor shards")):
+        if getattr(options, option) and getattr(options, axis) == 1:
+            raise CommandError(f"--{option.replace('_', '-')} needs {what}: add --{axis} 2, or leave it out")
 
 
 def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", float | None, Cut | None]:
@@ -141,7 +150,7 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
     import torch
     from tqdm import tqdm
 
-    from pipelab.costs import Link
+    from pipelab.costs import Link, Network
     from pipelab.data import Batches, load_text
     from pipelab.models import build_model
     from pipelab.show.live_text import LiveText
@@ -150,18 +159,22 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
 
     dtype = torch.float64 if options.check else getattr(torch, options.dtype)
     text = load_text(options.data)
-    model = build_model(options.model, seed=options.seed, layers=options.layers, dtype=dtype)
+    model = build_model(
+        options.model, seed=options.seed, layers=options.layers, tied=options.tie_embeddings, dtype=dtype
+    )
     uncut = copy.deepcopy(model) if options.check else None
     batches = Batches(
         text=text,
-        microbatches=options.microbatches,
+        microbatches=options.dp * options.microbatches,
         rows=options.rows or ROWS[options.model],
         context=model.config.context,
         seed=options.seed,
         steps=options.steps,
     )
+    mesh = Mesh(dp=options.dp, pp=options.pp, tp=options.tp)
     link = Link(float(options.latency), float(options.bandwidth or "inf"))
     cut = find_cut(options, model, tuple(tensor[: batches.rows] for tensor in batches[0]), schedule, link)
+    hosts = tuple(rank // (options.ranks_per_host or mesh.size) for rank in range(mesh.size))
     quiet = is_rank() and os.environ["RANK"] != "0"
     with tqdm(
         total=options.steps, unit="step", desc=schedule.name, file=sys.stderr, delay=2, disable=quiet or options.live
@@ -175,18 +188,21 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
             model,
             batches,
             schedule,
-            Mesh(dp=options.dp, pp=options.pp, tp=options.tp),
+            mesh,
             seed=options.seed,
             device=options.device,
             transport=options.transport,
             clock=options.clock,
             comm=options.comm,
-            link=link,
+            link=Network(hosts, Link(), link) if options.ranks_per_host else link,
             at=None if cut is None else list(cut.predicted.at),
             memory_limit=memory_limit(options) if cut is None else None,
             on_step=on_step,
             feed=LiveText(sys.stderr) if options.live else None,
             watch=options.watch,
+            clip=None if options.clip is None else float(options.clip),
+            zero=options.zero,
+            sequence_parallel=options.sequence_parallel,
         )
     compare = uncut is not None and result.first
     return result, _difference(options, result, uncut, batches) if compare else None, cut
@@ -200,7 +216,8 @@ def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches:
     uncut.to(options.device)
     here = [tuple(tensor.to(options.device) for tensor in batch) for batch in batches]
     if result.schedule.flush:
-        train_uncut(uncut, here, options.microbatches, seed=options.seed)
+        clip = None if options.clip is None else float(options.clip)
+        train_uncut(uncut, here, options.dp * options.microbatches, seed=options.seed, clip=clip)
     else:
         train_delayed(uncut, here, options.microbatches, result.schedule.stages, seed=options.seed)
     ours = result.parameters()
@@ -223,10 +240,26 @@ def _figures(options: argparse.Namespace, result: "Run", difference: float | Non
         "step_seconds": result.step_seconds,
         "bubble": result.bubbles(),
         "peak_activation_bytes": result.memory.peaks,
+        "peak_bytes": {"all": result.memory.totals, **_by_cause(result)},
+        "sent": [_sent(result.sent(rank)) for rank in range(mesh.size)],
         "max_parameter_difference": difference,
         **watched,
         **versions,
     }
+
+
+def _sent(traffic: "Traffic") -> dict[str, dict[str, dict[str, int]]]:
+    """What a rank sent in the last step: by axis and kind how often, and how many bytes."""
+    figures: dict[str, dict[str, dict[str, int]]] = {}
+    for (axis, kind), volume in sorted(traffic.items()):
+        figures.setdefault(axis, {})[kind.lower()] = {"times": volume.times, "bytes": volume.nbytes}
+    return figures
+
+
+def _by_cause(result: "Run") -> dict[str, list[int]]:
+    """For each cause the most bytes that each global rank holds of it."""
+    peaks = [result.memory.peaks_by_cause(rank) for rank in range(len(result.memory.peaks))]
+    return {cause: [held[cause] for held in peaks] for cause in peaks[0]}
 
 
 def _version_figures(versions: "Versions") -> dict[str, Any]:
@@ -243,7 +276,7 @@ def _summary(result: "Run", difference: float | None, cut: Cut | None) -> list[t
     """What a person wants to read, as (what, figure) with the unit and the clock."""
     from pipelab.units import percent
 
-    bubbles = result.bubbles()
+    bubbles, mesh = result.bubbles(), result.mesh
     rows = [("loss", f"{result.losses[0]:.3f} in the first step, {result.losses[-1]:.3f} in the last")]
     rows.append(("step", f"{1e3 * result.step_seconds:.1f} ms ({result.clock_label}, median)"))
     for kind in BUBBLES:
@@ -253,6 +286,14 @@ def _summary(result: "Run", difference: float | None, cut: Cut | None) -> list[t
         rows.append(("formula", "these values lie outside its domain"))
     peaks = " ".join(f"{peak / 2**20:.2f}" for peak in result.memory.peaks)
     rows.append(("peak activations", f"{peaks} MiB by rank"))
+    totals = " ".join(f"{total / 2**20:.2f}" for total in result.memory.totals)
+    rows.append(("peak, all causes", f"{totals} MiB by rank, with parameters, gradients, optimizer and messages"))
+    for axis in ("pp", "tp", "dp", "tie"):
+        nbytes = [sum(v.nbytes for (on, _), v in result.sent(rank).items() if on == axis) for rank in range(mesh.size)]
+        if any(nbytes):
+            rows.append((f"sent, {axis}", f"{' '.join(f'{n / 2**20:.3g}' for n in nbytes)} MiB by rank, a step"))
+    if result.gradient_norms:
+        rows.append(("gradient norm", f"{result.gradient_norms[-1]:.3g} in the last step, before clipping"))
     for kind, what in (("F", "activations"), ("I", "gradients")):
         if norms := _norms(result, kind):
             rows.append((f"norm, {what}", f"{' '.join(f'{norm:.3g}' for norm in norms)} by stage, last step"))

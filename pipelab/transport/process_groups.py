@@ -31,7 +31,7 @@ class ProcessGroup:
         stamp = torch.tensor([now], dtype=torch.float64) if self.stamped else None
         try:
             if kind == ALL_REDUCE:
-                result = given.clone()
+                result = given = given.clone()
                 work = dist.all_reduce(result, operation, group=self.group, async_op=True)
             elif kind == ALL_GATHER:
                 given = given.clone()

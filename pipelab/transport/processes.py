@@ -256,11 +256,10 @@ def make_groups(program: Program, pipelines: Sequence[Sequence[int]], world: Wor
     for members in pipelines:
         for key in channels(program):
             sender, receiver = members[key.sender], members[key.receiver]
-            group = world.group(sorted((sender, receiver)))
-            if world.rank in (sender, receiver):
-                _try_out(group, world.rank == sender, int(receiver > sender))
-            if world.rank in members:
+            group = world.pair((sender, receiver))
+            if group is not None:
                 own[key] = group
+                _try_out(group, world.rank == sender, int(receiver > sender))
     return own
 
 

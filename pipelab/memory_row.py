@@ -1,0 +1,154 @@
+"""What does a rank hold while its row goes on? The row is played, each action with the footprint of its stage.
+
+Read first: `footprint`.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from pipelab.action import MESSAGES, REDUCE, Action, B, Element, F, I, U, W, parts
+from pipelab.footprint import Footprint
+from pipelab.holdings import (
+    ACTIVATIONS,
+    CAUSES,
+    COMMUNICATION,
+    DEFERRED,
+    GRADIENTS,
+    OPTIMIZER,
+    PARAMETERS,
+    RECOMPUTE,
+)
+from pipelab.lower import Program
+
+WORKING = "working"
+"""A further cause: what an action makes and drops while it lasts, and what the optimizer does."""
+
+HELD = (ACTIVATIONS, RECOMPUTE, DEFERRED)
+"""The causes that the meter counts as activations."""
+
+Footprints = Mapping[tuple[int, int], tuple[Mapping[str, Footprint], Mapping[str, Footprint]]]
+"""By (stage, micro-batch) those of each kind: the first time, when there are no gradients yet, and later."""
+
+
+class End(NamedTuple):
+    """What a rank holds for its update: the weights of each stage and the optimizer's states, always; `update` while
+    the optimizer steps; and of the sum over replicas the largest piece."""
+
+    weights: Mapping[int, int]
+    states: int
+    update: int
+    piece: int
+
+
+def works(element: Element) -> bool:
+    """Whether it computes, as neither messages nor updates do."""
+    return all(action.kind not in (*MESSAGES, U, REDUCE) for action in parts(element))
+
+
+class MemoryRow:
+    """The row of one rank. Once it has been played, `worst` is the moment when most is held, by cause, `most` the most
+    of each cause, and `activations` the most bytes of them."""
+
+    def __init__(self, rank: int, program: Program, found: Footprints, end: End, messages: int) -> None:
+        self.rank, self.program, self.found, self.end = rank, program, found, end
+        self.worst: Mapping[str, int] = {}
+        self.most: dict[str, int] = {}
+        self.activations = 0
+        self._fixed = {OPTIMIZER: end.states, COMMUNICATION: messages}
+        own = program.placement.stages_on(rank)
+        self._versions: dict[tuple[int, int], int] = {}
+        self._updates = dict.fromkeys(own, 0)
+        self._gradients = dict.fromkeys(own, 0)
+        self._reducing = 0
+        self._held: dict[tuple[int, int], dict[str, int]] = {}
+        self._staying: dict[Action, int] = {}
+        self._seen: set[tuple[int, str]] = set()
+
+    def play(self) -> None:
+        """Play all, and the end of the step."""
+        for element in self.program.rows[self.rank]:
+            if works(element):
+                self._compute(element)
+            elif isinstance(element, Action) and element.kind == U:
+                self._update(element)
+            elif isinstance(element, Action) and element.kind == REDUCE:
+                self._reducing += self._gradients[element.stage]
+        if self.program.schedule.flush:
+            self._note({**self._now(), WORKING: self.end.piece})
+            self._reducing = 0
+            self._note({**self._now(), WORKING: self.end.update})
+
+    def _compute(self, element: Element) -> None:
+        actions = parts(element)
+        beside = [self._footprint(action).taken for action in actions[1:]]  # all has come before the first begins
+        for action in actions:
+            footprint = self._footprint(action)
+            self._staying.pop(self._needed(action), 0)
+            before = self._now()
+            self.activations = max(self.activations, _activations(before) + footprint.peak)
+            stays = footprint.held if action.kind == F else 0  # of a forward what it keeps is known by its cause
+            extra = {ACTIVATIONS: before[ACTIVATIONS] + stays, WORKING: sum(beside) + footprint.rise - stays}
+            self._note({**before, **extra})
+            self._keep(action, footprint)
+            beside = [*beside[1:], footprint.given]
+            after = self._now()
+            self._note(after)
+            self.activations = max(self.activations, _activations(after))
+            self.most = {cause: max(size, self.most.get(cause, 0)) for cause, size in after.items()}
+
+    def _keep(self, action: Action, footprint: Footprint) -> None:
+        """What is held from the end of an action on."""
+        stage, kind, microbatch = action
+        key = stage, microbatch
+        if kind == F and not self.program.schedule.flush:
+            self._versions[key] = self._updates[stage]
+        if kind in (B, I, W):
+            self._gradients[stage] = max(self._gradients[stage], footprint.gradients)
+        cause = DEFERRED if kind in (I, W) else ACTIVATIONS if kind in (F, B) else RECOMPUTE
+        others = self._held.pop(key, {}) if cause == RECOMPUTE else {}
+        self._held[key] = {**others, cause: footprint.held - sum(others.values())}
+        self._seen.add((stage, kind))
+        if footprint.given and self._stays(action):
+            self._staying[Action(stage, F if kind == F else I, microbatch)] = footprint.given
+
+    def _footprint(self, action: Action) -> Footprint:
+        first, later = self.found[action.stage, action.microbatch]
+        return (later if (action.stage, action.kind) in self._seen else first)[action.kind]
+
+    def _stays(self, action: Action) -> bool:
+        """Whether what an action gives is for a stage of the same rank."""
+        other = action.stage + (1 if action.kind == F else -1)
+        rank_of = self.program.placement.rank_of
+        return 0 <= other < len(rank_of) and rank_of[other] == self.rank
+
+    def _needed(self, action: Action) -> Action:
+        return Action(action.stage + (-1 if action.kind == F else 1), F if action.kind == F else I, action.microbatch)
+
+    def _update(self, update: Action) -> None:
+        self._versions.pop((update.stage, update.microbatch), None)
+        self._updates[update.stage] += 1
+        self._gradients[update.stage] = 0
+        self._seen = {key for key in self._seen if key[0] != update.stage}
+
+    def _now(self) -> dict[str, int]:
+        """What is held between two actions, by cause."""
+        now = dict.fromkeys((*CAUSES, WORKING), 0) | self._fixed
+        for stage, updates in self._updates.items():
+            versions = {updates, *(version for key, version in self._versions.items() if key[0] == stage)}
+            now[PARAMETERS] += len(versions) * self.end.weights[stage]
+        now[GRADIENTS] = sum(self._gradients.values())
+        now[COMMUNICATION] += self._reducing
+        for kept in self._held.values():
+            for cause, size in kept.items():
+                now[cause] += size
+        for value, size in self._staying.items():
+            now[ACTIVATIONS if value.kind == F else COMMUNICATION] += size
+        return now
+
+    def _note(self, moment: Mapping[str, int]) -> None:
+        if sum(moment.values()) > sum(self.worst.values()):
+            self.worst = moment
+
+
+def _activations(moment: Mapping[str, int]) -> int:
+    return sum(moment[cause] for cause in HELD)
