@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelab.bench import runtime
+from pipelab.bench import memory, runtime
 from pipelab.bench.split import compare_splits
 from pipelab.cli import main
+from pipelab.mesh import Mesh
 
 GPU = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu.py"
 
@@ -48,3 +49,12 @@ def test_the_runtimes_are_compared_after_their_gradients_were_found_equal(monkey
 
 def test_a_geometric_mean_weighs_ratios_alike():
     assert runtime.geometric_mean([4.0, 0.25, 8.0]) == pytest.approx(2.0)
+
+
+def test_predicted_memory_is_compared_with_tracked_for_each_rank(monkeypatch, capsys):
+    monkeypatch.setattr(memory, "SCHEDULES", {"1f1b": None})
+    monkeypatch.setattr(memory, "MESHES", {"pp 2": (Mesh(pp=2), False)})
+    assert main(["bench", "memory"]) == 0
+    title, head, *rows = capsys.readouterr().out.splitlines()
+    assert "predicted" in title and head.split()[-1] == "error"
+    assert len(rows) == 2 and all(abs(float(row.split()[-1].rstrip("%"))) < 1 for row in rows)

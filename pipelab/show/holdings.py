@@ -34,6 +34,8 @@ PANEL = 128
 def holdings_chart(runs: "Mapping[str, Run]", title: str | None = None) -> "go.Figure":
     """What each rank of each run holds over time, by cause, in the run's typical step; `runs` has them by name.
 
+    Of several pipelines the first is shown.
+
     A dotted line is the most that a rank holds. The title says how much that is on the fullest rank of each run. Raises
     ValueError for no run, for runs of different numbers of ranks, and for more than 8 ranks.
 
@@ -60,7 +62,7 @@ def holdings_chart(runs: "Mapping[str, Run]", title: str | None = None) -> "go.F
             place: dict[str, Any] = {"row": rank + 1, "col": column}
             for area in _areas(run, rank, causes, unit, (size, name), f"{called}, rank {rank}"):
                 figure.add_trace(area.update(showlegend=(rank, column) == (0, 1)), **place)
-            peak = run.memory.totals[rank] / size
+            peak = run.memory.totals[run.memory.pipelines[0][rank]] / size
             figure.add_hline(peak, line={"color": INK, "width": 1, "dash": "dot"}, **place)
             figure.add_annotation(
                 text=f"{digits(peak)} {name}", x=0.995, xref="x domain", xanchor="right", y=peak, yanchor="bottom",
@@ -75,7 +77,7 @@ def holdings_chart(runs: "Mapping[str, Run]", title: str | None = None) -> "go.F
 
 def _causes(runs: "Mapping[str, Run]") -> list[str]:
     """Those that occur in any of the runs, from the bottom."""
-    peaks = [run.memory.peaks_by_cause(rank) for run in runs.values() for rank in range(run.trace.ranks)]
+    peaks = [run.memory.peaks_by_cause(member) for run in runs.values() for member in run.memory.pipelines[0]]
     return [cause for cause in CAUSE_LOOKS if any(held[cause] for held in peaks)]
 
 
@@ -92,7 +94,7 @@ def _areas(
     """One area a cause, all on the times at which any of them changes."""
     import plotly.graph_objects as go
 
-    curves, begin = run.memory.by_cause(rank), origin(run.trace)
+    curves, begin = run.memory.by_cause(run.memory.pipelines[0][rank]), origin(run.trace)
     times = sorted({time for curve in curves.values() for time, _ in curve} | {begin + run.trace.makespan})
     for cause in causes:
         colour, hatch, words = CAUSE_LOOKS[cause]
