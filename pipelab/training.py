@@ -131,13 +131,14 @@ def train(
     if transport in RULES:
         check_messages(job.program, RULES[transport], blocking=job.blocking)
     launches = transport in RULES and not is_rank()
+    events = Feed(feed if is_first() else None)
     batches = iter(itertools.islice(batches, steps))
     first = next(batches, None)
     if first is None:
         raise ValueError(NO_BATCH)
     check_fit(job, first, memory_limit)
     batches = itertools.chain([first], batches)
-    with Feed(feed if is_first() else None) as events:
+    with events:
         events.put(Started(schedule, mesh, job.clock, transport))
         if launches:
             return _launch(job, list(batches), on_step, events)

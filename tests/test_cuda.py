@@ -10,6 +10,7 @@ from torch import distributed
 
 import pipelab as pl
 from pipelab.cuda_clock import Stamps
+from pipelab.memory_prediction import predict_memory
 from pipelab.models import build_model
 from pipelab.reference import train_uncut
 
@@ -56,6 +57,18 @@ def test_the_meter_sees_the_published_peaks_on_the_gpu():
         model = build_model("tiny", layers=8)
         peaks[name] = pl.train(model, batches(), pl.build(name, 4, MICROBATCHES), device="cuda").memory.peaks
     assert peaks["1f1b"][1] / peaks["gpipe"][1] == pytest.approx(3 / 4, rel=0.05)
+
+
+def test_the_allocator_is_read_after_every_action_and_predicted():
+    model, schedule = build_model("tiny", layers=8), pl.build("1f1b", 4, MICROBATCHES)
+    held = predict_memory(model, schedule, next(iter(batches())), device="cuda")
+    memory = pl.train(model, batches(), schedule, device="cuda").memory
+    assert [len(readings) for readings in memory.readings] == [len(row) for row in schedule.rows]
+    for readings in memory.readings:
+        for _, reading in readings:
+            assert 0 < reading.allocated <= reading.peak <= reading.reserved
+    parameters = sum(memory.peaks_by_cause(rank)["parameters"] for rank in range(4))
+    assert parameters < memory.readings[0][0][1].allocated < held.everywhere + 2**26  # cuBLAS keeps a workspace
 
 
 def test_stamps_agree_with_the_host():

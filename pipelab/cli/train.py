@@ -240,7 +240,6 @@ def _figures(options: argparse.Namespace, result: "Run", difference: float | Non
         "step_seconds": result.step_seconds,
         "bubble": result.bubbles(),
         "peak_activation_bytes": result.memory.peaks,
-        "peak_bytes": {"all": result.memory.totals, **_by_cause(result)},
         "sent": [_sent(result.sent(rank)) for rank in range(mesh.size)],
         "max_parameter_difference": difference,
         **watched,
@@ -254,12 +253,6 @@ def _sent(traffic: "Traffic") -> dict[str, dict[str, dict[str, int]]]:
     for (axis, kind), volume in sorted(traffic.items()):
         figures.setdefault(axis, {})[kind.lower()] = {"times": volume.times, "bytes": volume.nbytes}
     return figures
-
-
-def _by_cause(result: "Run") -> dict[str, list[int]]:
-    """For each cause the most bytes that each global rank holds of it."""
-    peaks = [result.memory.peaks_by_cause(rank) for rank in range(len(result.memory.peaks))]
-    return {cause: [held[cause] for held in peaks] for cause in peaks[0]}
 
 
 def _version_figures(versions: "Versions") -> dict[str, Any]:
