@@ -129,7 +129,8 @@ class ProcessRank(Ranks):
         mesh, last = self.job.mesh, self.job.program.placement.rank_of[-1]
         worker.recorder.meeting("the end of the step", [r for r in range(mesh.size) if r != worker.global_rank])
         losses, self._origin = self.world.meet(loss)
-        return sum(losses[mesh.global_rank(dp=dp, pp=last)] for dp in range(mesh.dp))
+        in_order = [last, *(rank for rank in range(mesh.pp) if rank != last)]  # others may have losses of their own
+        return sum(losses[mesh.global_rank(dp=dp, pp=rank)] for dp in range(mesh.dp) for rank in in_order)
 
     def _share_news(self) -> None:
         if self.gathers:

@@ -20,6 +20,7 @@ from pipelab.action import W
 from pipelab.clock import undisturbed
 from pipelab.collectives import add_traffic, traffic_of
 from pipelab.costs import Link, Network
+from pipelab.data_parallel import first_that_differs
 from pipelab.failure import RunError
 from pipelab.feed import Reporter, Tell, nobody
 from pipelab.loss import Loss
@@ -65,6 +66,7 @@ class Job:
     at: list[int] | None = None
     timeout: float = 600.0
     watch: bool = False
+    autocast: torch.dtype | None = None
     sequence_parallel: bool = False
     zero: bool = False
     clip: float | None = None
@@ -168,6 +170,7 @@ class Ranks(ABC):
                 randomness=randomness,
                 meter=meter,
                 watch=Watch(place.global_rank, stage) if job.watch else None,
+                lower_precision=job.autocast,
             )
             for stage, layers in own.items()
         }
@@ -199,7 +202,8 @@ class Ranks(ABC):
         records = self.run(batch)
         self._update(batch.step, records)
         shares = {microbatch: share for record in records for microbatch, share in record.losses.items()}
-        return self._agree(sum(shares[microbatch] for microbatch in sorted(shares)))
+        own = {place: share for record in records for place, share in record.own_losses.items()}  # of shards the same
+        return self._agree(sum(shares[microbatch] for microbatch in sorted(shares)) + sum(own.values()))
 
     def _update(self, step: int, records: Sequence[Record]) -> None:
         """The end of a step on every rank, and what went meanwhile."""
@@ -212,6 +216,20 @@ class Ranks(ABC):
             spans = [Span(worker.rank, "collective", action, meeting.start, meeting.end) for action, meeting in went]
             record.spans += worker.clock.settle(spans, [])[0]
             record.gradient_norm = update.norm
+        if self.job.watch and self.job.mesh.dp > 1:
+            differing = [name for name in self._on_each(self._differing) if name is not None]
+            if everywhere := sorted(self._of_all(differing)):
+                raise RunError(
+                    f"the replicas differ after step {step}: first in {everywhere[0]}; they must get equal gradients, so"
+                    " look for a layer that computes differently on each, or an optimizer with randomness of its own"
+                )
+
+    def _differing(self, place: int) -> str | None:
+        """The first parameter of a rank that its replicas have otherwise."""
+        worker = self.workers[place]
+        assert worker.sums is not None
+        own = [named for stage in worker.stages.values() for named in stage.layers.named_parameters()]
+        return first_that_differs(worker.sums.group, own)
 
     def run(self, batch: Microbatches) -> list[Record]:
         """Execute the program once, with no update after it: it has none, or its own."""

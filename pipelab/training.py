@@ -65,6 +65,7 @@ def train(
     feed: Listener | None = None,
     timeout: float = 600.0,
     watch: bool = False,
+    autocast: torch.dtype | None = None,
     clip: float | None = None,
     rate: Rate | None = None,
     zero: bool = False,
@@ -78,8 +79,10 @@ def train(
     slow between); with comm="blocking" a rank waits until each has arrived, "overlapped" goes on. A warm-up step before
     the first leaves no trace: parameters, buffers, generators and batches are as they were. With `watch` norms of
     activations and gradients are noted (`Run.norms`), and the first value that is not finite ends the run, with its
-    layer's name. `on_step(step, loss)` is called here after each step; `feed(event)`, in a thread of its own, is told
-    spans, memory and losses as they come, and can never hold the ranks up (see `pipelab.feed`).
+    layer's name, as do replicas whose weights are no longer equal, bit for bit. `on_step(step, loss)` is called here
+    after each step; `feed(event)`, in a thread of its own, is told spans, memory and losses as they come, and can never
+    hold the ranks up (see `pipelab.feed`).
+    `autocast` (torch.bfloat16) lets layers compute in lower precision where that is safe; weights stay as they are.
     `clip` bounds the norm of all gradients together, `rate(step)` is a factor of the learning rate.
     A schedule without a flush, such as pipedream, takes all batches at once; see `asynchronous`.
 
@@ -110,12 +113,14 @@ def train(
     _refuse_mesh(mesh, schedule, link)
     check_tensor_shards(model, mesh.tp, sequence_parallel=sequence_parallel)
     _refuse_update(mesh, clip, zero, sequence_parallel)
+    if autocast not in (None, torch.bfloat16):
+        raise ValueError(f"autocast is torch.bfloat16, which needs no scaling of the loss, or None: got {autocast}")
     device = torch.device(device)
     _refuse_machine(transport, device, comm, mesh, clock, link)
     job = Job(
         model=model, program=lower(schedule, mesh), mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
         transport=transport, clock=clock or CLOCKS[transport], link=link, blocking=comm == "blocking", at=at,
-        timeout=timeout, watch=watch, fed=feed is not None, clip=clip, rate=rate, zero=zero,
+        timeout=timeout, watch=watch, fed=feed is not None, autocast=autocast, clip=clip, rate=rate, zero=zero,
         sequence_parallel=sequence_parallel,
     )  # fmt: skip
     if not schedule.flush and job.ties:

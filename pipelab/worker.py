@@ -74,6 +74,7 @@ class Record:
     spans: list[Span] = field(default_factory=list)
     curve: list[tuple[float, int]] = field(default_factory=list)
     losses: dict[int, float] = field(default_factory=dict)
+    own_losses: dict[tuple[int, int], float] = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)
     norms: dict[Action, float] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -308,11 +309,14 @@ class Worker:
         stage, microbatch = self.stages[task.action.stage], task.action.microbatch
         given = self._from_others(task)
         x = batch.inputs[microbatch].clone() if given is None else given  # not a view that keeps the whole batch
-        number = batch.first + microbatch
+        number, target = batch.first + microbatch, batch.targets[microbatch]
+        total = batch.totals[microbatch] if batch.totals else 1
+        y = stage.forward(number, x, batch.step, target.clone() if stage.loss is not None else target, total)
+        if stage.own_losses:
+            record.own_losses[task.action.stage, number] = stage.own_losses.pop(number)
         if stage.loss is None:
-            return stage.forward(number, x, batch.step)
-        target = batch.targets[microbatch].clone()
-        record.losses[number] = stage.forward(number, x, batch.step, target, batch.totals[microbatch]).item()
+            return y
+        record.losses[number] = y.item()
         return None
 
     def _backward(self, task: _Task, batch: Microbatches, record: Record) -> Tensor | None:

@@ -57,7 +57,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--data", default="stdlib-docs", help="stdlib-docs, stdlib-source, arithmetic, or the path of a text file"
     )
     command.add_argument("--seed", type=seed, default=0, help="seed of parameters, batches and dropout (0)")
-    command.add_argument("--dtype", choices=["float32", "float64", "bfloat16"], default="float32")
+    command.add_argument("--dtype", choices=["float32", "float64", "bfloat16"], default="float32",
+        help="bfloat16: weights in float32, autocast computes in bfloat16 (float32)")  # fmt: skip
     command.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     command.add_argument(
         "--transport", default="memory", metavar="NAME",
@@ -157,7 +158,8 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
     from pipelab.training import train
     from pipelab.world import is_rank
 
-    dtype = torch.float64 if options.check else getattr(torch, options.dtype)
+    autocast = torch.bfloat16 if options.dtype == "bfloat16" and not options.check else None
+    dtype = torch.float64 if options.check else torch.float32 if autocast else getattr(torch, options.dtype)
     text = load_text(options.data)
     model = build_model(
         options.model, seed=options.seed, layers=options.layers, tied=options.tie_embeddings, dtype=dtype
@@ -199,6 +201,7 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
             on_step=on_step,
             feed=LiveText(sys.stderr) if options.live else None,
             watch=options.watch,
+            autocast=autocast,
             clip=None if options.clip is None else float(options.clip),
             zero=options.zero,
             sequence_parallel=options.sequence_parallel,
