@@ -8,7 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, Self, TypeVar
@@ -16,15 +16,16 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pipelab.action import W
+from pipelab.action import F, W, parts
 from pipelab.clock import undisturbed
 from pipelab.collectives import add_traffic, traffic_of
 from pipelab.costs import Link, Network
 from pipelab.data_parallel import first_that_differs
+from pipelab.evaluation import Evaluation, ForwardStage, in_evaluation_mode
 from pipelab.failure import RunError
 from pipelab.feed import Reporter, Tell, nobody
 from pipelab.loss import Loss
-from pipelab.lower import Program
+from pipelab.lower import Program, lower
 from pipelab.memory import ActivationMeter
 from pipelab.mesh import Mesh
 from pipelab.optimizer import Optimizer
@@ -71,6 +72,7 @@ class Job:
     zero: bool = False
     clip: float | None = None
     rate: Rate | None = None
+    evaluation: Evaluation | None = None
     make_stage: Callable[..., Stage] = Stage
     fed: bool = False
     """Whether somebody listens: then every rank tells what it does (see `feed`)."""
@@ -79,6 +81,15 @@ class Job:
     def slices(self) -> list[nn.Sequential]:
         """The layers of each stage, uncut."""
         return cut(self.model, self.program.schedule.stages, at=self.at)
+
+    @cached_property
+    def forwards(self) -> Program:
+        """The program without its backwards."""
+        schedule = self.program.schedule
+        rows = tuple(
+            tuple(action for element in row for action in parts(element) if action.kind == F) for row in schedule.rows
+        )
+        return lower(replace(schedule, rows=rows, forward_only=True))
 
     @cached_property
     def ties(self) -> list[Tie]:
@@ -97,7 +108,9 @@ class Ranks(ABC):
         self.job = job
         self.history: list[list[Record]] = []
         self.updates: list[WeightUpdate] = []
+        places = list(places)
         self.workers = [self._worker(place) for place in places]
+        self.evaluators = [] if job.evaluation is None else list(map(self._evaluator, places, self.workers))
         self.parameters = [p for worker in self.workers for s in worker.stages.values() for p in s.layers.parameters()]
         self.resources = ExitStack()
         self.residual = 0.0
@@ -138,6 +151,28 @@ class Ranks(ABC):
             rank, job.program, stages, transport=place.transport, clock=place.clock, meter=meter, link=job.link,
             members=job.mesh.group("pp", place.global_rank), blocking=job.blocking, tp=place.tp, sums=sums,
         )  # fmt: skip
+
+    def _evaluator(self, place: Place, worker: Worker) -> Worker:
+        """A rank that runs the forwards alone, through the layers of the one that trains."""
+        meter, job = ActivationMeter(), self.job
+        stages = {
+            stage: ForwardStage(
+                own.layers, first=own.first, loss=own.loss, split=False, randomness=own.randomness, meter=meter,
+                lower_precision=own.lower_precision,
+            )
+            for stage, own in worker.stages.items()
+        }  # fmt: skip
+        return Worker(
+            worker.rank, job.forwards, stages, transport=place.evaluating or place.transport, clock=place.clock,
+            meter=meter, link=job.link, members=worker.members, blocking=job.blocking, tp=place.tp,
+        )  # fmt: skip
+
+    def evaluate(self, batch: Microbatches) -> float:
+        """The loss of a batch in evaluation mode; nothing is learned, and no random number drawn."""
+        layers = nn.ModuleList(stage.layers for worker in self.evaluators for stage in worker.stages.values())
+        with in_evaluation_mode(layers):
+            records = self._execute(batch, self.evaluators)
+        return self._agree(_loss_of(records))
 
     def _layers(self, place: Place, stages: Iterable[int]) -> dict[int, nn.Sequential]:
         """The layers of a rank's stages, to have for itself: this shard's part of them, where there are several."""
@@ -201,9 +236,7 @@ class Ranks(ABC):
         """Gradients of all micro-batches, then one step of every rank's optimizer; gives the loss."""
         records = self.run(batch)
         self._update(batch.step, records)
-        shares = {microbatch: share for record in records for microbatch, share in record.losses.items()}
-        own = {place: share for record in records for place, share in record.own_losses.items()}  # of shards the same
-        return self._agree(sum(shares[microbatch] for microbatch in sorted(shares)) + sum(own.values()))
+        return self._agree(_loss_of(records))
 
     def _update(self, step: int, records: Sequence[Record]) -> None:
         """The end of a step on every rank, and what went meanwhile."""
@@ -220,7 +253,7 @@ class Ranks(ABC):
             differing = [name for name in self._on_each(self._differing) if name is not None]
             if everywhere := sorted(self._of_all(differing)):
                 raise RunError(
-                    f"the replicas differ after step {step}: first in {everywhere[0]}; they must get equal gradients, so"
+                    f"the replicas differ after step {step}: first in {everywhere[0]}; they must get equal gradients:"
                     " look for a layer that computes differently on each, or an optimizer with randomness of its own"
                 )
 
@@ -274,7 +307,7 @@ class Ranks(ABC):
     def _run(self, batch: Microbatches) -> list[Record]:
         for parameter in self.parameters:
             parameter.grad = None
-        records = self._execute(batch)
+        records = self._execute(batch, self.workers)
         if self.job.watch:
             findings = self._of_all([finding for record in records for finding in record.findings])
             found = first_finding(findings, self.job.program.schedule)
@@ -287,7 +320,7 @@ class Ranks(ABC):
         return
 
     @abstractmethod
-    def _execute(self, batch: Microbatches) -> list[Record]:
+    def _execute(self, batch: Microbatches, workers: Sequence[Worker]) -> list[Record]:
         """Run the rows of these ranks once, side by side. Raises RunError, or Aborted after another rank failed."""
 
     @abstractmethod
@@ -310,6 +343,13 @@ class Ranks(ABC):
     @abstractmethod
     def collect(self) -> list[list[Record]]:
         """For every step the records of all ranks; the model then has the trained values of every stage."""
+
+
+def _loss_of(records: Sequence[Record]) -> float:
+    """What these ranks know of the loss of a step; shards know the same."""
+    shares = {microbatch: share for record in records for microbatch, share in record.losses.items()}
+    own = {place: share for record in records for place, share in record.own_losses.items()}
+    return sum(shares[microbatch] for microbatch in sorted(shares)) + sum(own.values())
 
 
 def state(layers: nn.Module) -> dict[str, Tensor]:

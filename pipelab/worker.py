@@ -309,9 +309,12 @@ class Worker:
         stage, microbatch = self.stages[task.action.stage], task.action.microbatch
         given = self._from_others(task)
         x = batch.inputs[microbatch].clone() if given is None else given  # not a view that keeps the whole batch
-        number, target = batch.first + microbatch, batch.targets[microbatch]
-        total = batch.totals[microbatch] if batch.totals else 1
-        y = stage.forward(number, x, batch.step, target.clone() if stage.loss is not None else target, total)
+        number, target, total = batch.first + microbatch, None, 1
+        if batch.totals:  # nothing is trained without targets
+            target, total = batch.targets[microbatch], batch.totals[microbatch]
+        if stage.loss is not None and target is not None:
+            target = target.clone()
+        y = stage.forward(number, x, batch.step, target, total)
         if stage.own_losses:
             record.own_losses[task.action.stage, number] = stage.own_losses.pop(number)
         if stage.loss is None:

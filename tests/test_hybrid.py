@@ -11,9 +11,10 @@ import pipelab as pl
 from pipelab.collectives import Volume
 from pipelab.costs import Link, Network
 from pipelab.data import Batches, arithmetic
+from pipelab.evaluation import Evaluation, in_evaluation_mode
 from pipelab.failure import RunError
 from pipelab.launcher import launch
-from pipelab.loss import auxiliary
+from pipelab.loss import auxiliary, cross_entropy
 from pipelab.models import GPTConfig, build_model
 from pipelab.reference import train_uncut
 
@@ -302,3 +303,26 @@ def ddp_with_a_split_backward():
 def test_the_check_catches_what_torchs_ddp_does_to_a_split_backward():
     """DDP sees no weight gradient, reduces nothing, says nothing; its replicas are then different models."""
     assert launch(ddp_with_a_split_backward, ranks=2) == ["weight", "weight"]
+
+
+@pytest.mark.parametrize("transport", ["memory", "gloo"])
+@pytest.mark.parametrize(
+    ("name", "mesh"),
+    [("1f1b", pl.Mesh(pp=2)), ("zb-v", pl.Mesh(dp=2, pp=2, tp=2)), ("dualpipe-v", pl.Mesh(pp=2))],
+    ids=["1f1b", "zb-v", "dualpipe-v"],
+)
+def test_evaluation_between_steps_is_that_of_the_model_so_far_and_changes_nothing(name, mesh, transport):
+    config = GPTConfig(vocabulary=61, width=16, heads=8, layers=6, context=CONTEXT, dropout=0.1)
+    steps, schedule = 4, pl.build(name, mesh.pp, 4)
+    batches, held_out = batches_for(mesh.dp, 4, steps), list(batches_for(mesh.dp, 4, 7))[5:]
+    evaluation = Evaluation(held_out, every=2)
+    model, plain = (build_model(config, dtype=torch.float64) for _ in range(2))
+    run = pl.train(model, batches, schedule, mesh, evaluation=evaluation, transport=transport)
+    without = pl.train(plain, batches, schedule, mesh)
+    assert run.losses == without.losses
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True))
+    assert [step for step, _ in run.evaluations] == [1, 3]
+    with in_evaluation_mode(model), torch.no_grad():
+        expected = [cross_entropy(model(inputs), targets).item() for inputs, targets in held_out]
+    assert run.evaluations[-1][1] == pytest.approx(sum(expected) / len(expected), rel=1e-9)
+    assert model.training
