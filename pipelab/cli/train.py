@@ -331,6 +331,8 @@ def _print_figures(summary: list[tuple[str, str]], result: "Run") -> None:
 
 
 def _write_html(options: argparse.Namespace, summary: list[tuple[str, str]], result: "Run") -> None:
+    from pipelab.show.losses import loss_chart
     from pipelab.show.report import write_report
 
-    write_report(options.html, result.trace, memory=result.memory.curves, summary=summary)
+    figures = {"Loss": loss_chart({result.schedule.name: result.losses})}
+    write_report(options.html, result.trace, result.memory.curves, summary, figures)
