@@ -4,7 +4,6 @@ In a notebook a chart is stored with something for every viewer: plotly's JSON, 
 one, and plain text. Nothing of it is fetched from a network.
 """
 
-import re
 import textwrap
 from base64 import b64encode
 from collections.abc import Callable
@@ -15,9 +14,9 @@ import plotly.graph_objects as go
 import plotly.io as pio
 
 from pipelab.show.palette import EDGE, GRID, INK, PAPER
+from pipelab.show.report import FETCHED
 
 WIDTH = 95  # letters of a title that have room in a line
-FETCHED = re.compile(r"<script[^>]*\bsrc=")
 
 
 class Chart(go.Figure):
@@ -46,7 +45,7 @@ class Chart(go.Figure):
         """HTML for viewers that run no scripts: the still picture, or else the text."""
         svg = self.svg
         if svg is None:
-            return f"<pre>{escape(self.text)}</pre>"
+            return f'<pre style="font-family: monospace">{escape(self.text)}</pre>'
         data = b64encode(svg.encode()).decode()
         return f'<img alt="{escape(self.text)}" src="data:image/svg+xml;base64,{data}">'
 
@@ -54,8 +53,9 @@ class Chart(go.Figure):
         """What a notebook stores: plotly's own part as the renderer asks for it, then what needs no plotly."""
         bundle = dict(pio.renderers._build_mime_bundle(self.to_dict()))
         html = bundle.get("text/html", "")
-        if FETCHED.search(html):  # some renderers would load plotly from a network
+        if any("plotly" in script for script in FETCHED.findall(html)):  # as Colab's renderer does
             html = self.to_html(full_html=False, include_plotlyjs=True)
+        html = FETCHED.sub("", html)
         still, svg = self.without_scripts(), self.svg
         bundle["text/html"] = f"{html}\n<noscript>{still}</noscript>" if html else still
         bundle["text/plain"] = self.text

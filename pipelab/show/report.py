@@ -1,6 +1,7 @@
 """How is a step handed on? As one HTML file that needs no network: figures, the timeline, and its text."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pipelab.show.chart import Chart
 
 NOTHING_IS_FETCHED = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+FETCHED = re.compile(r'<script\b[^>]*\bsrc="https?:[^>]*>\s*</script>')
+"""What would fetch a script: nbconvert and plotly write such for formulas, which the labs do not have."""
 
 STYLE = """
 :root { color-scheme: light dark }
