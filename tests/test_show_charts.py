@@ -12,6 +12,7 @@ import plotly.io as pio
 import pytest
 
 import pipelab as pl
+from pipelab.collectives import Volume
 from pipelab.mesh import Mesh
 from pipelab.microbatch import Sweep
 from pipelab.show import (
@@ -44,7 +45,7 @@ CHARTS = {
     "bytes": lambda: memory_chart(step(ranks=2, clock="virtual"), [[(0, 0), (1, 4096)], [(2, 2048)]]),
     "bubble": lambda: bubble_chart(["gpipe", "1f1b"], 4, [1, 8], measured=[step(clock="virtual")]),
     "frontier": lambda: frontier_chart({"none": (8192, 0.033), "full": (2048, 0.044)}, "virtual", model=[(1, 1)]),
-    "traffic": lambda: traffic_chart({"tp": {"activations": 3072}, "pp": {"gradients": 1024}}),
+    "traffic": lambda: traffic_chart({("tp", "all_reduce"): Volume(3, 3072), ("pp", "SEND_F"): Volume(1, 1024)}),
     "losses": lambda: loss_chart({"gpipe": [5.5, 4.0], "pipedream": [5.5, 4.5]}),
     "mesh": lambda: mesh_chart(Mesh(dp=2, pp=4, tp=2)),
     "idle": lambda: idle_chart(pl.explain(step())),
@@ -53,6 +54,11 @@ CHARTS = {
     ),
     "microbatch": lambda: microbatch_chart([Sweep(2, {2: 0.004, 4: 0.003}, {4: 0.0031})]),
     "waiting": lambda: waiting(pl.Schedule.from_text("0F0 0B0 0F1 0B1\n1F0 1F1 1B0 1B1")),
+}
+SENT = {
+    ("tp", "all_gather"): Volume(1, 2048),
+    ("tp", "all_reduce"): Volume(1, 1024),
+    ("dp", "all_gather"): Volume(1, 1024),
 }
 CLOCKS = ("simulated", "virtual time", "counted")
 
@@ -223,12 +229,12 @@ def test_the_frontier_is_of_those_that_no_other_beats():
 
 
 def test_bytes_add_up_by_axis():
-    figure = traffic_chart({"tp": {"activations": 2048, "gradients": 1024}, "pp": {"activations": 1024}})
-    assert figure.layout.title.text == "tp moves the most: 3 of 4 KiB a step, 75.0 %"
-    assert {bar.name: bar.x for bar in figure.data} == {"activations": (2, 1), "gradients": (1, 0)}
-    assert figure.text.splitlines()[-2].split() == ["tp", "2,048", "1,024", "3,072"]
+    figure = traffic_chart(SENT)
+    assert figure.layout.title.text == "tp moves the most: 3 of 4 KiB that all ranks send in a step, 75.0 %"
+    assert {bar.name: bar.x for bar in figure.data} == {"all_gather": (2, 1), "all_reduce": (1, 0)}
+    assert figure.text.splitlines()[2].split() == ["tp", "2,048", "1,024", "3,072"]
     with pytest.raises(ValueError, match="no byte"):
-        traffic_chart({"tp": {"activations": 0}})
+        traffic_chart({})
 
 
 def test_losses_are_told_as_equal_only_where_they_are():

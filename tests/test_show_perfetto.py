@@ -153,6 +153,15 @@ def test_the_clock_is_said_and_the_unit_of_simulated_time():
     assert json.loads(perfetto_json(measured))["otherData"]["clock"] == "wall-clock time"
 
 
+def test_any_kind_in_any_lane_has_a_bar():
+    lanes = [("compute", "F", 0, 4), ("collective", "F", 1, 2), ("collective", "REDUCE", 1.5, 3), ("memory", "U", 4, 5)]
+    spans = tuple(Span(0, lane, pl.Action(0, kind, 0), start, end) for lane, kind, start, end in lanes)
+    events = checked(perfetto_json(Trace("mine", "virtual", (1,), spans)))
+    assert [(e["cat"], e["args"]["kind"]) for e in events["X"]] == [(lane, kind) for lane, kind, *_ in lanes]
+    names = [event["args"]["name"] for event in events["M"] if event["name"] == "thread_name"]
+    assert sorted(names) == ["collective", "collective (2)", "compute", "memory"]
+
+
 def test_a_run_that_broke_off_has_no_arrow_to_what_did_not_happen():
     whole = step("1f1b", 2, 2)
     broken = Trace("1f1b", "virtual", whole.chunks, tuple(s for s in whole.spans if s.rank == 0))

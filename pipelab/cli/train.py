@@ -332,7 +332,11 @@ def _print_figures(summary: list[tuple[str, str]], result: "Run") -> None:
 
 def _write_html(options: argparse.Namespace, summary: list[tuple[str, str]], result: "Run") -> None:
     from pipelab.show.losses import loss_chart
+    from pipelab.show.mesh import mesh_chart
     from pipelab.show.report import write_report
+    from pipelab.show.traffic import traffic_chart
 
     figures = {"Loss": loss_chart({result.schedule.name: result.losses})}
+    if result.mesh.size > result.mesh.pp:
+        figures |= {"Mesh": mesh_chart(result.mesh), "Bytes by axis": traffic_chart(result.sent())}
     write_report(options.html, result.trace, result.memory.curves, summary, figures)

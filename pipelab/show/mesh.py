@@ -35,7 +35,7 @@ def mesh_chart(mesh: Mesh) -> "Chart":
     replicas = max(min(mesh.dp, MOST_RANKS // (mesh.pp * mesh.tp)), 1)
     rows = replicas * (mesh.tp + 1) - 1
     title = _finding(mesh)
-    figure = chart(title, groups_text(mesh), height=150 + 62 * rows, showlegend=True)
+    figure = chart(title, str(mesh), height=150 + 62 * rows, showlegend=True)
     figure.update_layout(width=max(190 + 90 * mesh.pp, 860), margin_l=120)
     for turn, (axis, (words, dash)) in enumerate(AXES.items()):
         if getattr(mesh, axis) > 1:
@@ -63,24 +63,6 @@ def mesh_chart(mesh: Mesh) -> "Chart":
     return figure
 
 
-def groups_text(mesh: Mesh) -> str:
-    """The groups along each axis, as many as have room in a line, each in its own order.
-
-    >>> print(groups_text(Mesh(dp=2, pp=2, tp=1)))
-    axis  ranks that talk to each other
-    tp    nobody: the axis has size 1
-    pp    0 1 | 2 3
-    dp    0 2 | 1 3
-    """
-    lines = []
-    for axis in AXES:
-        groups = sorted({mesh.group(axis, rank) for rank in range(mesh.size)})
-        words = " | ".join(" ".join(map(str, group)) for group in groups)
-        shown = words if len(words) <= 100 else f"{words[:90].rsplit(' | ', 1)[0]} | ... ({len(groups)} groups)"
-        lines.append(f"{axis:<4}  " + (shown if getattr(mesh, axis) > 1 else "nobody: the axis has size 1"))
-    return "\n".join(["axis  ranks that talk to each other", *lines])
-
-
 def _place(mesh: Mesh, rank: int) -> tuple[float, float]:
     dp, pp, tp = mesh.coordinates(rank)
     return pp, dp * (mesh.tp + 1) + tp
@@ -89,7 +71,7 @@ def _place(mesh: Mesh, rank: int) -> tuple[float, float]:
 def _lines(mesh: Mesh, axis: str, replicas: int) -> Iterator[tuple[float | None, float | None]]:
     """The points of all groups along an axis, with a gap after each; those along dp swing past what lies between."""
     shown = replicas * mesh.pp * mesh.tp
-    for group in sorted({mesh.group(axis, rank) for rank in range(shown)}):
+    for group in mesh.groups(axis):
         places = [_place(mesh, rank) for rank in group if rank < shown]
         for turn, (x, y) in enumerate(places):
             if axis == "dp" and turn:
