@@ -438,7 +438,7 @@ def test_the_page_has_figures_words_and_text(page):
     assert '<th scope="row">makespan, virtual time</th><td>' in body and "bubble, overhead: " in body
     assert "2.31 &lt;nats&gt;" in body
     assert "virtual time: makespan" in Page(page).labels[0]
-    assert re.search(r"<pre[^>]*>rank 0  F0", body)
+    assert re.search(r"<pre[^>]*>zb-h1: \d+\.\d % of the step is idle\nrank 0  F0", body) and "<noscript><svg " in body
 
 
 def test_the_same_trace_gives_the_same_page_and_figure(page, tmp_path):

@@ -20,6 +20,7 @@ from pipelab.cli.parser import (
     writable,
 )
 from pipelab.cli.shape import add_special, schedule_from_file, special
+from pipelab.cli.trace_file import trace_text
 from pipelab.costs import Costs
 from pipelab.explain import explain
 from pipelab.mesh import Mesh
@@ -96,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     if not run_.first:
         return 0  # of several processes one tells what all have measured
     if options.trace:
-        options.trace.write_text(run_.trace.to_json())
+        options.trace.write_text(trace_text(run_.trace, run_.memory.curves))
     if options.html:
         _write_html(options, _summary(run_, difference, cut), run_)
     explanation = explain(run_.trace, against=run_.replay()) if options.explain else None
@@ -330,6 +331,12 @@ def _print_figures(summary: list[tuple[str, str]], result: "Run") -> None:
 
 
 def _write_html(options: argparse.Namespace, summary: list[tuple[str, str]], result: "Run") -> None:
+    from pipelab.show.losses import loss_chart
+    from pipelab.show.mesh import mesh_chart
     from pipelab.show.report import write_report
+    from pipelab.show.traffic import traffic_chart
 
-    write_report(options.html, result.trace, memory=result.memory.curves, summary=summary)
+    figures = {"Loss": loss_chart({result.schedule.name: result.losses})}
+    if result.mesh.size > result.mesh.pp:
+        figures |= {"Mesh": mesh_chart(result.mesh), "Bytes by axis": traffic_chart(result.sent())}
+    write_report(options.html, result.trace, result.memory.curves, summary, figures)
