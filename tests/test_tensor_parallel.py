@@ -9,15 +9,18 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
+import pipelab as pl
 from pipelab.clock import Turn, VirtualClock
 from pipelab.collectives import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER, Group, Volume, traffic_of
 from pipelab.costs import Link
+from pipelab.data import Batches, arithmetic
 from pipelab.launcher import launch
 from pipelab.loss import cross_entropy
 from pipelab.memory import ActivationMeter
 from pipelab.models import GPT, PRESETS, GPTConfig, build_model
 from pipelab.partition import cut
 from pipelab.randomness import Randomness
+from pipelab.reference import train_uncut
 from pipelab.stage import Stage
 from pipelab.tensor_layers import ColumnParallelLinear, RowParallelLinear, vocabulary_cross_entropy
 from pipelab.tensor_parallel import (
@@ -472,3 +475,77 @@ def test_a_block_cut_by_hand_computes_what_dtensor_computes():
         assert ours[2].keys() == theirs[2].keys()
         for name, gradient in theirs[2].items():
             assert_equal(ours[2][name], gradient, what=name)
+
+
+# ---- in a run
+
+
+def batches(microbatches: int) -> Batches:
+    text = bytes(byte % CONFIG.vocabulary for byte in arithmetic()[:4000])
+    return Batches(text=text, microbatches=microbatches, rows=ROWS, context=TOKENS, seed=0, steps=2)
+
+
+def run_of(name="1f1b", mesh=pl.Mesh(tp=2), *, config=CONFIG, loss=cross_entropy, clip=None, **options):  # noqa: B008
+    """A run on a mesh, and the losses and the model of one device."""
+    model, uncut = model_of(config), model_of(config)
+    schedule = pl.build(name, mesh.pp, 3, 2 if name == "interleaved" else None)
+    run = pl.train(model, batches(3 * mesh.dp), schedule, mesh, loss=loss, clip=clip, timeout=60, **options)
+    return run, train_uncut(uncut, batches(3 * mesh.dp), 3 * mesh.dp, loss=loss, clip=clip), uncut
+
+
+def assert_trains_the_model_of_one_device(*args, **options):
+    run, losses, uncut = run_of(*args, **options)
+    assert run.losses == pytest.approx(losses, rel=1e-9)
+    for (name, ours), theirs in zip(run.model.named_parameters(), uncut.parameters(), strict=True):
+        assert_equal(ours.detach(), theirs.detach(), what=name)
+
+
+FOUR_LAYERS = GPTConfig(vocabulary=22, width=16, heads=4, layers=4, context=12)
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh", "options"),
+    [
+        ("1f1b", pl.Mesh(tp=4), {"clip": 0.3}),
+        ("zb-h1", pl.Mesh(pp=2, tp=2), {"clip": 0.3}),
+        ("interleaved", pl.Mesh(pp=2, tp=2), {}),
+        ("zb-v", pl.Mesh(pp=2, tp=4), {}),
+        ("gpipe", pl.Mesh(dp=2, pp=2, tp=2), {"zero": True, "clip": 0.3}),
+        ("zb-h1", pl.Mesh(pp=2, tp=2), {"transport": "gloo"}),
+    ],
+)
+def test_a_run_with_sequence_parallelism_trains_the_model_of_one_device(name, mesh, options):
+    assert_trains_the_model_of_one_device(name, mesh, config=FOUR_LAYERS, sequence_parallel=True, **options)
+
+
+def test_a_run_with_a_loss_of_ones_own_trains_the_model_of_one_device():
+    assert_trains_the_model_of_one_device("zb-h1", pl.Mesh(pp=2, tp=2), loss=squares)
+
+
+def test_a_run_with_dropout_trains_the_model_of_one_device():
+    dropped = GPTConfig(vocabulary=22, width=16, heads=4, layers=2, context=12, dropout=0.3)
+    assert_trains_the_model_of_one_device("zb-h1", pl.Mesh(pp=2, tp=2), config=dropped)
+
+
+@pytest.mark.parametrize("sp", [False, True])
+def test_a_run_counts_the_bytes_of_every_layer(sp):
+    """8bsh(t-1)/t elements a block, half as many for embedding and head together, three all-reduced numbers a target;
+    and under sequence parallelism, once a step, the gradients that are partial: norms, places, biases behind sums."""
+    run, _, _ = run_of(mesh=pl.Mesh(tp=4), sequence_parallel=sp)
+    microbatches, bs, width = 3, ROWS * TOKENS, CONFIG.width
+    ring = 8 * (4 - 1) / 4  # bytes that a rank sends for each element, for each of the ring's rounds
+    layers = microbatches * (8 * CONFIG.layers + 4) * bs * width * ring
+    targets = microbatches * 3 * bs * 2 * ring
+    partial = (6 * CONFIG.layers + 2 + CONFIG.context) * width * 2 * ring
+    for rank in range(4):
+        sent = {kind: volume.nbytes for (_, kind), volume in run.sent(rank).items()}
+        if sp:
+            assert sent == {ALL_GATHER: layers / 2, REDUCE_SCATTER: layers / 2, ALL_REDUCE: targets + partial}
+        else:
+            assert sent == {ALL_REDUCE: layers + targets}
+
+
+def test_weight_gradients_need_no_other_rank():
+    run, _, _ = run_of("zb-h1", pl.Mesh(pp=2, tp=2))
+    inside = {span.action.kind for span in run.trace.spans if span.lane == "collective"}
+    assert {"F", "I"} <= inside and "W" not in inside
