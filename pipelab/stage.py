@@ -85,6 +85,11 @@ class Stage:
                 y = weighted_loss(self.loss, y, target, total)
             if more:
                 assert target is not None
+                if getattr(self.layers, "sequence_parallel", False):
+                    raise ValueError(
+                        "an auxiliary loss is a mean over all tokens, and under sequence parallelism a rank has a part"
+                        " of them; train without it"
+                    )
                 own_loss = torch.stack(more).sum() * share_of(target, total)
                 if self.loss is not None:
                     y = y + own_loss

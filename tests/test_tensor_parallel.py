@@ -14,10 +14,11 @@ from pipelab.clock import Turn, VirtualClock
 from pipelab.collectives import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER, Group, Volume, traffic_of
 from pipelab.costs import Link
 from pipelab.data import Batches, arithmetic
+from pipelab.failure import RunError
 from pipelab.launcher import launch
-from pipelab.loss import cross_entropy
+from pipelab.loss import auxiliary, cross_entropy
 from pipelab.memory import ActivationMeter
-from pipelab.models import GPT, PRESETS, GPTConfig, build_model
+from pipelab.models import GPT, PRESETS, Block, GPTConfig, build_model
 from pipelab.partition import cut
 from pipelab.randomness import Randomness
 from pipelab.reference import train_uncut
@@ -525,6 +526,29 @@ def test_a_run_with_a_loss_of_ones_own_trains_the_model_of_one_device():
 def test_a_run_with_dropout_trains_the_model_of_one_device():
     dropped = GPTConfig(vocabulary=22, width=16, heads=4, layers=2, context=12, dropout=0.3)
     assert_trains_the_model_of_one_device("zb-h1", pl.Mesh(pp=2, tp=2), config=dropped)
+
+
+class Regularised(Block):
+    """A block with a loss of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        auxiliary(y.square().mean())
+        return y
+
+
+def test_an_auxiliary_loss_needs_all_tokens():
+    def model():
+        layers = model_of(FOUR_LAYERS)
+        return nn.Sequential(layers[0], Regularised(FOUR_LAYERS).double(), *layers[2:])
+
+    torch.manual_seed(0)
+    ours, mesh, schedule = model(), pl.Mesh(pp=2, tp=2), pl.build("zb-h1", 2, 3)
+    uncut = copy.deepcopy(ours)
+    run = pl.train(ours, batches(3), schedule, mesh, timeout=60)
+    assert run.losses == pytest.approx(train_uncut(uncut, batches(3), 3), rel=1e-9)
+    with pytest.raises(RunError, match="an auxiliary loss is a mean over all tokens"):
+        pl.train(model(), batches(3), schedule, mesh, timeout=60, sequence_parallel=True)
 
 
 @pytest.mark.parametrize("sp", [False, True])
