@@ -85,6 +85,11 @@ class Stage:
                 y = weighted_loss(self.loss, y, target, total)
             if more:
                 assert target is not None
+                if getattr(self.layers, "sequence_parallel", False):
+                    raise ValueError(
+                        "an auxiliary loss is a mean over all tokens, and under sequence parallelism a rank has a part"
+                        " of them; train without it"
+                    )
                 own_loss = torch.stack(more).sum() * share_of(target, total)
                 if self.loss is not None:
                     y = y + own_loss
@@ -105,10 +110,13 @@ class Stage:
         x, end = kept.input.tensor, kept.end
         if self.deferred is not None:
             self.deferred.waiting = kept.waiting  # for layers that recompute their forward
-        if kept.own_loss is not None:
-            _backward_of_both(kept.own_loss, end, gradient)
-        elif end is not None:
-            torch.autograd.backward(end, gradient)
+        # In this very thread, on a GPU too: autograd has one thread a device for the backwards of all ranks, and tensor
+        # shards wait for one another in the midst of theirs.
+        with torch.autograd.set_multithreading_enabled(False):
+            if kept.own_loss is not None:
+                _backward_of_both(kept.own_loss, end, gradient)
+            elif end is not None:
+                torch.autograd.backward(end, gradient)
         kept.input = kept.end = kept.own_loss = None  # from here on only the products that were put off are needed
         given = None
         if x.requires_grad:

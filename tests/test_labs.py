@@ -14,6 +14,7 @@ import pytest
 import pipelab as pl
 from pipelab.labs import find_labs, run_lab
 from pipelab.show import timeline_text
+from pipelab.tensor_layers import ColumnParallelLinear, RowParallelLinear
 
 LABS = sorted((Path(__file__).resolve().parent.parent / "labs").glob("*.ipynb"))
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -410,3 +411,23 @@ def test_exercise_17_begins_unsolved_and_can_be_solved(word, reached):
     lines = said("17", ["imports", "my-check"], my_word=word, unit=unit).splitlines()
     assert [n for n in (1, 2) if any(f"target {n}" in line and line.endswith(": reached") for line in lines)] == reached
     assert said("17", ["imports", "dial-word", "my-word", "my-check"], microbatches=8).count(": reached") == 0
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"shards": 4, "microbatches": 2, "blocks": 2}, {"model": "tiny", "microbatches": 5, "ranks": 3}]
+)
+def test_lab_20_holds_with_other_parameters(tmp_path, parameters):
+    lab = find_labs("20")[0]
+    result = run_lab(lab, tmp_path / lab.name, {"steps": 1, **parameters})
+    assert result.ok, result.error
+
+
+@pytest.mark.parametrize(
+    ("names", "reached"),
+    [(("up", "down"), False), (("gate", "up"), False), ((), False), (("gate", "up", "down"), True)],
+    ids=["given", "no second", "nothing", "all three"],
+)
+def test_exercise_20_begins_unsolved_and_can_be_solved(names, reached):
+    kinds = {"gate": ColumnParallelLinear, "up": ColumnParallelLinear, "down": RowParallelLinear}
+    cells = ["imports", "my-layer", "my-plan", "my-check"]
+    assert said("20", cells, my_plan={name: kinds[name] for name in names}).endswith(": reached\n") == reached

@@ -33,6 +33,7 @@ LOOKS: Mapping[str, Look] = MappingProxyType(
         "R": Look("#CC79A7", "x", "^", "recompute"),
     }
 )
+COLLECTIVE = "#5B3A9E"
 OTHER = Look("#BBBBBB", "-", "?", "other work")
 
 RANK_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#000000", "#E69F00", "#56B4E9", "#777777")
