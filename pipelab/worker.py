@@ -4,7 +4,6 @@ The same program was simulated before; here each step moves real tensors and tak
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -172,8 +171,7 @@ class Worker:
         """
         self.record = record = Record()
         try:
-            with _in_this_thread(self.tp):
-                self._execute(batch, record)
+            self._execute(batch, record)
             self._finish_sums(record)
         finally:
             record.spans, record.curve = self.clock.settle(record.spans, record.curve)
@@ -350,11 +348,6 @@ class Worker:
     def _from_others(self, task: _Task) -> Tensor | None:
         """What it needs of another stage, if anything; nobody else needs that, so it is let go of here."""
         return None if task.need is None else self._values.pop(task.need)[0]
-
-
-def _in_this_thread(tp: Group | None) -> AbstractContextManager[object]:
-    """A backward that waits for other shards must not do so in the one thread that autograd has for a GPU."""
-    return nullcontext() if tp is None else torch.autograd.set_multithreading_enabled(False)
 
 
 def trace_of(schedule: Schedule, clock: str, records: Sequence[Record]) -> Trace:
