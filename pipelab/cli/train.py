@@ -231,6 +231,7 @@ def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches:
 def _figures(options: argparse.Namespace, result: "Run", difference: float | None) -> dict[str, Any]:
     mesh = result.mesh
     watched = {"norms": {"activations": _norms(result, "F"), "gradients": _norms(result, "I")}} if options.watch else {}
+    sent = {"sent": [_sent(result.sent(rank)) for rank in range(mesh.size)]} if mesh.size > mesh.pp else {}
     versions = {} if result.versions is None else {"versions": _version_figures(result.versions)}
     return {
         "schedule": result.schedule.name,
@@ -243,8 +244,8 @@ def _figures(options: argparse.Namespace, result: "Run", difference: float | Non
         "step_seconds": result.step_seconds,
         "bubble": result.bubbles(),
         "peak_activation_bytes": result.memory.peaks,
-        "sent": [_sent(result.sent(rank)) for rank in range(mesh.size)],
         "max_parameter_difference": difference,
+        **sent,
         **watched,
         **versions,
     }
