@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelab.action import REDUCE, Action
-from pipelab.collectives import ALL_REDUCE, Group, Meeting, Started
+from pipelab.collectives import ALL_GATHER, ALL_REDUCE, Group, Meeting, Started
 
 BUCKET_BYTES = 25 * 2**20
 """Gradients that are reduced together: large enough for the link's full speed, small enough to overlap."""
@@ -103,3 +103,26 @@ class GradientSum:
             bucket.spread(self.group.finish(started))
             (meeting,) = self.group.taken()
             yield Action(bucket.stage, REDUCE, bucket.number), meeting
+
+
+@torch.no_grad()
+def first_that_differs(group: Group, parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
+    """The name of the first parameter whose bits are not the same on all replicas; None if all are equal.
+
+    Every replica asks with the same parameters in the same order; what goes around is a hash of each.
+    """
+    named = list(parameters)
+    if not named:
+        return None
+    hashes = torch.stack([_hash(parameter) for _, parameter in named])
+    everybodys = group.finish(group.start(ALL_GATHER, hashes))
+    group.taken()
+    same = (everybodys == everybodys[0]).all(0).tolist()
+    return next((name for (name, _), equal in zip(named, same, strict=True) if not equal), None)
+
+
+def _hash(tensor: Tensor) -> Tensor:
+    """A polynomial in its bytes, modulo 2**64: permuted or changed bits change it."""
+    data = tensor.detach().contiguous().view(-1).view(torch.uint8).to(torch.int64)
+    powers = torch.arange(1, len(data) + 1, device=data.device) * 6364136223846793005 + 1442695040888963407
+    return ((data + 1) * powers).sum()

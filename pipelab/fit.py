@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from math import inf
 from typing import NamedTuple
 
@@ -139,8 +140,9 @@ def _predicted(job: Job, batch: Batch) -> Prediction:
     assert job.loss is not None and job.optimizer is not None
     return predict_memory(
         job.model, job.program.schedule, batch, job.mesh, loss=job.loss, optimizer=job.optimizer, at=job.at,
-        device=job.device.type, transport=job.transport, make_stage=job.make_stage, zero=job.zero,
+        device=job.device.type, transport=job.transport, zero=job.zero,
         sequence_parallel=job.sequence_parallel,
+        make_stage=partial(job.make_stage, lower_precision=job.autocast),
     )  # fmt: skip
 
 

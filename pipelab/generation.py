@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelab.costs import Costs, Link
-from pipelab.inference import in_evaluation_mode
+from pipelab.evaluation import in_evaluation_mode
 from pipelab.kv_cache import KVCache
 from pipelab.lower import lower
 from pipelab.mesh import Mesh

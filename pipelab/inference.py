@@ -3,34 +3,21 @@
 Read next: `generation`, where each forward waits for the one before.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from pipelab.costs import Link
-from pipelab.loss import Loss, cross_entropy, weighted_loss
+from pipelab.evaluation import ForwardStage, in_evaluation_mode
+from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import lower
 from pipelab.mesh import Mesh
 from pipelab.ranks import Job
 from pipelab.run import Run
 from pipelab.schedule import Schedule
-from pipelab.stage import Stage
 from pipelab.training import run_here
 from pipelab.validate import validate
-
-
-class ForwardStage(Stage):
-    """A stage that keeps nothing, for no backward will come."""
-
-    @torch.no_grad()
-    def forward(self, microbatch: int, x: Tensor, step: int, target: Tensor | None = None, total: int = 1) -> Tensor:
-        """The output; on the stage with the loss, this micro-batch's share of it."""
-        y = self.layers(x)
-        if self.loss is None or target is None:
-            return y
-        return weighted_loss(self.loss, y, target, total)
 
 
 def evaluate(
@@ -72,15 +59,3 @@ def evaluate(
     )  # fmt: skip
     with in_evaluation_mode(model):
         return run_here(job, batches)
-
-
-@contextmanager
-def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """No dropout within, and the model's own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

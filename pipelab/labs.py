@@ -5,7 +5,6 @@ left as they were.
 """
 
 import os
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -101,14 +100,14 @@ def run_labs(
 
 
 def _to_html(notebook: Path) -> str:
-    """A page that works offline: nbconvert and plotly would fetch scripts for formulas, which the labs do not have."""
+    """A page that works offline."""
     from nbconvert import HTMLExporter
 
-    from pipelab.show.report import NOTHING_IS_FETCHED
+    from pipelab.show.report import FETCHED, NOTHING_IS_FETCHED
 
     with _quiet():
         page, _ = HTMLExporter(embed_images=True).from_filename(str(notebook))
-    page = re.sub(r'<script\b[^>]*\bsrc="https?:[^>]*>\s*</script>', "", page)
+    page = FETCHED.sub("", page)
     policy = f'<meta http-equiv="Content-Security-Policy" content="{NOTHING_IS_FETCHED}">'
     return str(page.replace("<head>", f"<head>{policy}", 1))
 

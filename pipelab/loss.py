@@ -1,10 +1,12 @@
 """How is the loss of a step shared among its micro-batches? By targets, once, where the loss is computed.
 
 A micro-batch with n of the step's N targets adds mean-loss x n/N. So uneven micro-batches and ignored targets are
-exact, and no gradient is ever divided.
+exact, and no gradient is ever divided. A layer in the middle may have a loss of its own (`auxiliary`).
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor
 from torch.nn import functional
@@ -42,3 +44,45 @@ def weighted_loss(loss: Loss, output: Tensor, target: Tensor, total: int) -> Ten
     if count == 0:
         return output.sum() * 0
     return loss(output, target) * (count / max(total, 1))
+
+
+def share_of(target: Tensor, total: int) -> float:
+    """The share of a micro-batch with these targets in a step with `total` of them."""
+    return count_targets(target) / max(total, 1)
+
+
+class _Collected(threading.local):
+    losses: list[Tensor] | None = None
+
+
+_COLLECTED = _Collected()
+
+
+def auxiliary(loss: Tensor) -> None:
+    """Called by a layer in its forward: add a mean over the micro-batch's tokens to what is minimised, on any stage.
+
+    Such as the load balance of experts. It has the same share in the step as the micro-batch's other loss; where
+    nothing is trained, nothing happens.
+
+    >>> import torch
+    >>> class Even(torch.nn.Module):
+    ...     def forward(self, x: Tensor) -> Tensor:
+    ...         auxiliary(0.01 * x.square().mean())
+    ...         return x
+    >>> with auxiliary_losses() as losses:
+    ...     y = Even()(torch.ones(2, 3))
+    >>> losses
+    [tensor(0.0100)]
+    """
+    if _COLLECTED.losses is not None:
+        _COLLECTED.losses.append(loss)
+
+
+@contextmanager
+def auxiliary_losses() -> Iterator[list[Tensor]]:
+    """Within it the auxiliary losses of this thread's layers are collected."""
+    outer, _COLLECTED.losses = _COLLECTED.losses, []
+    try:
+        yield _COLLECTED.losses
+    finally:
+        _COLLECTED.losses = outer

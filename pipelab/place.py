@@ -20,12 +20,14 @@ Groups = dict[str, tuple[tuple[int, ...], ...]]
 class Place:
     """One rank: its global rank, what carries its messages, its clock, and its `seats`, by the name of each group.
 
-    The names are "tp", "dp", "all" and for each weight tied across ranks "tie 0", "tie 1"; a group of one has no seat.
+    `evaluating` carries the messages of evaluations, where another has to. The names are "tp", "dp", "all" and for each
+    weight tied across ranks "tie 0", "tie 1"; a group of one has no seat.
     """
 
     global_rank: int
     transport: Transport
     clock: Clock
+    evaluating: Transport | None = None
     seats: Mapping[str, Group] = field(default_factory=dict)
 
     @property

@@ -5,7 +5,7 @@ others are), `transport.processes` (how messages reach them).
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from pipelab.trace import Span
 from pipelab.transport.nccl import Nccl, make_carriers
 from pipelab.transport.process_groups import ProcessGroup
 from pipelab.transport.processes import Processes, Times, make_groups
-from pipelab.worker import Microbatches, Record
+from pipelab.worker import Microbatches, Record, Worker
 from pipelab.world import World
 
 GRACE = 5.0
@@ -46,7 +46,9 @@ class ProcessRank(Ranks):
             job = replace(job, device=_own_device(job.device))
             clock = make_clock(job.clock, job.device, make_turn(job.device, self.world.turn()))
             self.transport = self._transport(job, clock, patience)
-            place = Place(self.world.rank, self.transport, clock, self._seats(job, clock, patience))
+            evaluates = job.evaluation is not None
+            evaluating = self._transport(replace(job, program=job.forwards), clock, patience) if evaluates else None
+            place = Place(self.world.rank, self.transport, clock, evaluating, self._seats(job, clock, patience))
             self.gathers = job.fed and recorder_of_a_launch() is None  # a launched rank posts to its caller by itself
             self.kept: list[OfStep] = []
             own = self.kept.append if self.gathers and self.world.rank > 0 else tell
@@ -62,6 +64,8 @@ class ProcessRank(Ranks):
         self.resources.callback(self.world.close)
         (worker,) = self.workers
         worker.recorder = self.resources.enter_context(watched(self.job.timeout))
+        for evaluator in self.evaluators:
+            evaluator.recorder = worker.recorder
         self._agree(0.0)  # a run without a warm-up begins here
         return self
 
@@ -100,13 +104,16 @@ class ProcessRank(Ranks):
         super().warm_up(batch)
         self._agree(0.0)
 
-    def _execute(self, batch: Microbatches) -> list[Record]:
-        (worker,) = self.workers
+    def _execute(self, batch: Microbatches, workers: Sequence[Worker]) -> list[Record]:
+        (worker,) = workers
+        transport = worker.transport
+        assert isinstance(transport, Processes)
         worker.clock.restart(self._origin)
-        self.transport.begin(batch.inputs)
+        own = self._own(worker, batch)
+        transport.begin(own.inputs)
         with collector_at_rest():
-            record = worker.run(self._own(worker, batch))
-        times = self.transport.finish()
+            record = worker.run(own)
+        times = transport.finish()
         if times:
             record.spans = [self._as_measured(span, times) for span in record.spans]
         return [record]
@@ -129,7 +136,8 @@ class ProcessRank(Ranks):
         mesh, last = self.job.mesh, self.job.program.placement.rank_of[-1]
         worker.recorder.meeting("the end of the step", [r for r in range(mesh.size) if r != worker.global_rank])
         losses, self._origin = self.world.meet(loss)
-        return sum(losses[mesh.global_rank(dp=dp, pp=last)] for dp in range(mesh.dp))
+        in_order = [last, *(rank for rank in range(mesh.pp) if rank != last)]  # others may have losses of their own
+        return sum(losses[mesh.global_rank(dp=dp, pp=rank)] for dp in range(mesh.dp) for rank in in_order)
 
     def _share_news(self) -> None:
         if self.gathers:

@@ -8,7 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, Self, TypeVar
@@ -16,15 +16,17 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pipelab.action import W
+from pipelab.action import F, W, parts
 from pipelab.clock import undisturbed
 from pipelab.collectives import add_traffic, traffic_of
 from pipelab.costs import Link, Network
 from pipelab.cuda_memory import Allocator
+from pipelab.data_parallel import first_that_differs
+from pipelab.evaluation import Evaluation, ForwardStage, in_evaluation_mode
 from pipelab.failure import RunError
 from pipelab.feed import Reporter, Tell, nobody
 from pipelab.loss import Loss
-from pipelab.lower import Program
+from pipelab.lower import Program, lower
 from pipelab.memory import ActivationMeter
 from pipelab.mesh import Mesh
 from pipelab.optimizer import Optimizer
@@ -66,10 +68,12 @@ class Job:
     at: list[int] | None = None
     timeout: float = 600.0
     watch: bool = False
+    autocast: torch.dtype | None = None
     sequence_parallel: bool = False
     zero: bool = False
     clip: float | None = None
     rate: Rate | None = None
+    evaluation: Evaluation | None = None
     make_stage: Callable[..., Stage] = Stage
     fed: bool = False
     """Whether somebody listens: then every rank tells what it does (see `feed`)."""
@@ -78,6 +82,15 @@ class Job:
     def slices(self) -> list[nn.Sequential]:
         """The layers of each stage, uncut."""
         return cut(self.model, self.program.schedule.stages, at=self.at)
+
+    @cached_property
+    def forwards(self) -> Program:
+        """The program without its backwards."""
+        schedule = self.program.schedule
+        rows = tuple(
+            tuple(action for element in row for action in parts(element) if action.kind == F) for row in schedule.rows
+        )
+        return lower(replace(schedule, rows=rows, forward_only=True))
 
     @cached_property
     def ties(self) -> list[Tie]:
@@ -96,7 +109,9 @@ class Ranks(ABC):
         self.job = job
         self.history: list[list[Record]] = []
         self.updates: list[WeightUpdate] = []
+        places = list(places)
         self.workers = [self._worker(place) for place in places]
+        self.evaluators = [] if job.evaluation is None else list(map(self._evaluator, places, self.workers))
         self.parameters = [p for worker in self.workers for s in worker.stages.values() for p in s.layers.parameters()]
         self.resources = ExitStack()
         self.residual = 0.0
@@ -138,6 +153,28 @@ class Ranks(ABC):
             members=job.mesh.group("pp", place.global_rank), blocking=job.blocking, tp=place.tp, sums=sums,
         )  # fmt: skip
 
+    def _evaluator(self, place: Place, worker: Worker) -> Worker:
+        """A rank that runs the forwards alone, through the layers of the one that trains."""
+        meter, job = ActivationMeter(), self.job
+        stages = {
+            stage: ForwardStage(
+                own.layers, first=own.first, loss=own.loss, split=False, randomness=own.randomness, meter=meter,
+                lower_precision=own.lower_precision,
+            )
+            for stage, own in worker.stages.items()
+        }  # fmt: skip
+        return Worker(
+            worker.rank, job.forwards, stages, transport=place.evaluating or place.transport, clock=place.clock,
+            meter=meter, link=job.link, members=worker.members, blocking=job.blocking, tp=place.tp,
+        )  # fmt: skip
+
+    def evaluate(self, batch: Microbatches) -> float:
+        """The loss of a batch in evaluation mode; nothing is learned, and no random number drawn."""
+        layers = nn.ModuleList(stage.layers for worker in self.evaluators for stage in worker.stages.values())
+        with in_evaluation_mode(layers):
+            records = self._execute(batch, self.evaluators)
+        return self._agree(_loss_of(records))
+
     def _layers(self, place: Place, stages: Iterable[int]) -> dict[int, nn.Sequential]:
         """The layers of a rank's stages, to have for itself: this shard's part of them, where there are several."""
         job = self.job
@@ -171,6 +208,7 @@ class Ranks(ABC):
                 randomness=randomness,
                 meter=meter,
                 watch=Watch(place.global_rank, stage) if job.watch else None,
+                lower_precision=job.autocast,
             )
             for stage, layers in own.items()
         }
@@ -201,8 +239,7 @@ class Ranks(ABC):
         """Gradients of all micro-batches, then one step of every rank's optimizer; gives the loss."""
         records = self.run(batch)
         self._update(batch.step, records)
-        shares = {microbatch: share for record in records for microbatch, share in record.losses.items()}
-        return self._agree(sum(shares[microbatch] for microbatch in sorted(shares)))
+        return self._agree(_loss_of(records))
 
     def _update(self, step: int, records: Sequence[Record]) -> None:
         """The end of a step on every rank, and what went meanwhile."""
@@ -216,6 +253,20 @@ class Ranks(ABC):
             record.spans += worker.clock.settle(spans, [])[0]
             record.gradient_norm = update.norm
             record.optimizer = update.state_bytes
+        if self.job.watch and self.job.mesh.dp > 1:
+            differing = [name for name in self._on_each(self._differing) if name is not None]
+            if everywhere := sorted(self._of_all(differing)):
+                raise RunError(
+                    f"the replicas differ after step {step}: first in {everywhere[0]}; they must get equal gradients:"
+                    " look for a layer that computes differently on each, or an optimizer with randomness of its own"
+                )
+
+    def _differing(self, place: int) -> str | None:
+        """The first parameter of a rank that its replicas have otherwise."""
+        worker = self.workers[place]
+        assert worker.sums is not None
+        own = [named for stage in worker.stages.values() for named in stage.layers.named_parameters()]
+        return first_that_differs(worker.sums.group, own)
 
     def run(self, batch: Microbatches) -> list[Record]:
         """Execute the program once, with no update after it: it has none, or its own."""
@@ -260,7 +311,7 @@ class Ranks(ABC):
     def _run(self, batch: Microbatches) -> list[Record]:
         for parameter in self.parameters:
             parameter.grad = None
-        records = self._execute(batch)
+        records = self._execute(batch, self.workers)
         if self.job.watch:
             findings = self._of_all([finding for record in records for finding in record.findings])
             found = first_finding(findings, self.job.program.schedule)
@@ -273,7 +324,7 @@ class Ranks(ABC):
         return
 
     @abstractmethod
-    def _execute(self, batch: Microbatches) -> list[Record]:
+    def _execute(self, batch: Microbatches, workers: Sequence[Worker]) -> list[Record]:
         """Run the rows of these ranks once, side by side. Raises RunError, or Aborted after another rank failed."""
 
     @abstractmethod
@@ -296,6 +347,13 @@ class Ranks(ABC):
     @abstractmethod
     def collect(self) -> list[list[Record]]:
         """For every step the records of all ranks; the model then has the trained values of every stage."""
+
+
+def _loss_of(records: Sequence[Record]) -> float:
+    """What these ranks know of the loss of a step; shards know the same."""
+    shares = {microbatch: share for record in records for microbatch, share in record.losses.items()}
+    own = {place: share for record in records for place, share in record.own_losses.items()}
+    return sum(shares[microbatch] for microbatch in sorted(shares)) + sum(own.values())
 
 
 def state(layers: nn.Module) -> dict[str, Tensor]:

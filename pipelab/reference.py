@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pipelab.clock import undisturbed
-from pipelab.loss import Loss, count_targets, cross_entropy, weighted_loss
+from pipelab.loss import Loss, auxiliary_losses, count_targets, cross_entropy, share_of, weighted_loss
 from pipelab.optimizer import Optimizer, adamw
 from pipelab.partition import cut
 from pipelab.randomness import Randomness
@@ -25,10 +25,11 @@ def train_uncut(
     seed: int = 0,
     clip: float | None = None,
     rate: Callable[[int], float] = lambda step: 1.0,
+    autocast: torch.dtype | None = None,
 ) -> list[float]:
     """Train on each batch, its micro-batches accumulated in the order 0..M-1; gives the loss of each step.
 
-    `clip` and `rate` as in `train`: by torch's own `clip_grad_norm_` and `LambdaLR`.
+    `clip`, `rate` and `autocast` as in `train`: by torch's own `clip_grad_norm_`, `LambdaLR` and `autocast`.
 
     As in a run, an operator uses one thread: another number of threads would add in another order.
 
@@ -48,9 +49,13 @@ def train_uncut(
             shares = []
             for microbatch in range(microbatches):
                 y = torch.tensor_split(inputs, microbatches)[microbatch]
-                for name, layer in model._modules.items():  # a layer listed twice runs twice
-                    y = randomness.run(name, layer, y, step, microbatch)
-                share = weighted_loss(loss, y, torch.tensor_split(targets, microbatches)[microbatch], total)
+                with torch.autocast(y.device.type, autocast, enabled=autocast is not None), auxiliary_losses() as more:
+                    for name, layer in model._modules.items():  # a layer listed twice runs twice
+                        y = randomness.run(name, layer, y, step, microbatch)
+                    target = torch.tensor_split(targets, microbatches)[microbatch]
+                    share = weighted_loss(loss, y, target, total)
+                    if more:
+                        share = share + torch.stack(more).sum() * share_of(target, total)
                 share.backward()
                 shares.append(share.item())
             if clip is not None:

@@ -34,7 +34,7 @@ class Run:
     On a mesh with replicas or shards there are several pipelines: `traces`, `trace` and the curves of `memory` are
     those of global rank 0's, `replicas` has the traces of each by its (dp, tp), and the peaks are of all global ranks.
     `traffic` has, for each step and global rank, what it sent (see `sent`); `gradient_norms` has the global norm of
-    each step before clipping.
+    each step before clipping, `evaluations` a (step, mean loss) for each evaluation.
     """
 
     schedule: Schedule
@@ -53,6 +53,7 @@ class Run:
     at: tuple[int, ...] = ()
     replicas: Mapping[tuple[int, int], list[Trace]] = field(default_factory=dict)
     traffic: tuple[tuple[Traffic, ...], ...] = ()
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
     gradient_norms: list[float | None] = field(default_factory=list)
 
     def __repr__(self) -> str:

@@ -38,7 +38,7 @@ class _DeferredLinear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         (grad,) = grads
         ctx.put_off(ctx.linear, x.detach(), grad.detach())
-        return (grad @ weight if ctx.needs_input_grad[0] else None), None, None, None, None
+        return (grad @ weight.to(grad.dtype) if ctx.needs_input_grad[0] else None), None, None, None, None
 
 
 class DeferredWeights:
@@ -72,6 +72,8 @@ class DeferredWeights:
     def _forward(self, linear: Any, x: Tensor) -> Tensor:
         # Of a contiguous input PyTorch makes one matrix product whether the weight asks for a gradient or not.
         plain = x.requires_grad and x.is_contiguous() and torch.is_grad_enabled()
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # as it is saved, and multiplied again by W
         return self._native(linear, x) if plain and self.meter.sees_what_is_saved else self._saving(linear, x)
 
     def _native(self, linear: Any, x: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ def pay(waiting: Waiting) -> None:
             del x, grad  # let go of the activations one layer at a time
         for parameter, gradient in sums.items():
             if parameter.grad is None:
-                parameter.grad = gradient
+                parameter.grad = gradient.to(parameter.dtype)
             else:
                 parameter.grad.add_(gradient)
 

@@ -5,12 +5,13 @@ A stage keeps, per micro-batch, its input and the end of its autograd graph; the
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from pipelab.loss import Loss, weighted_loss
+from pipelab.loss import Loss, auxiliary_losses, share_of, weighted_loss
 from pipelab.memory import ActivationMeter, Held
 from pipelab.randomness import Randomness
 from pipelab.split_backward import DeferredWeights, Waiting, pay
@@ -24,20 +25,24 @@ class _Kept:
     input: Held | None
     end: GradientEdge | Tensor | None = None
     waiting: Waiting = field(default_factory=list)
+    own_loss: Tensor | None = None
 
 
 class Stage:
     """A contiguous slice of the model on one rank, run one micro-batch at a time.
 
-    `layers` are named as in the uncut model. With `split`, `backward_input` and `backward_weight` replace `backward`;
-    it runs within `attached()` then, so that the layers are given back as they were.
+    `layers` are named as in the uncut model; with a `lower_precision` they compute in it where that is safe. With
+    `split`, `backward_input` and `backward_weight` replace `backward`; it runs within `attached()` then, so that the
+    layers are given back as they were.
     """
 
     def __init__(
         self, layers: nn.Sequential, *, first: bool, loss: Loss | None, split: bool,
         randomness: Randomness, meter: ActivationMeter, watch: Watch | None = None,
+        lower_precision: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         self.layers = layers
+        self.lower_precision = lower_precision
         self.first = first
         self.loss = loss
         self.randomness = randomness
@@ -45,6 +50,8 @@ class Stage:
         self.watch = watch
         self.share = weighted_loss
         self.deferred = DeferredWeights(layers, meter) if split else None
+        self.own_losses: dict[int, float] = {}
+        """The auxiliary losses of this stage's layers, by micro-batch, until somebody takes them."""
         self._kept: dict[int, _Kept] = {}
 
     def attached(self) -> AbstractContextManager[object]:
@@ -56,6 +63,13 @@ class Stage:
         """Those of its layers, as they are now."""
         return list(self.layers.parameters())
 
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which layers and loss run: PyTorch's autocast, where a lower precision is asked for."""
+        if self.lower_precision is None:
+            return nullcontext()
+        device = next((parameter.device.type for parameter in self.layers.parameters()), "cpu")
+        return torch.autocast(device, self.lower_precision)
+
     def forward(self, microbatch: int, x: Tensor, step: int, target: Tensor | None = None, total: int = 1) -> Tensor:
         """Run the layers on the input; gives the output, or, on the stage with the loss, this micro-batch's share."""
         x = x.detach()
@@ -66,7 +80,7 @@ class Stage:
         kept = self._kept[microbatch] = _Kept(self.meter.hold(x))
         if self.deferred is not None:
             self.deferred.waiting = kept.waiting
-        with self.meter.watch():
+        with self.meter.watch(), self.autocast(), auxiliary_losses() as more:
             y = x
             for name, layer in self.layers._modules.items():  # named_children would skip a layer listed twice
                 y = self.randomness.run(name, layer, y, step, microbatch)
@@ -75,6 +89,18 @@ class Stage:
             if self.loss is not None:
                 assert target is not None
                 y = self.share(self.loss, y, target, total)
+            if more:
+                assert target is not None
+                if getattr(self.layers, "sequence_parallel", False):
+                    raise ValueError(
+                        "an auxiliary loss is a mean over all tokens, and under sequence parallelism a rank has a part"
+                        " of them; train without it"
+                    )
+                own_loss = torch.stack(more).sum() * share_of(target, total)
+                if self.loss is not None:
+                    y = y + own_loss
+                else:
+                    kept.own_loss, self.own_losses[microbatch] = own_loss, own_loss.item()
         if y.requires_grad:
             # The edge alone keeps the graph, so that the output's memory is free once it has been sent.
             kept.end = y if self.loss is not None else get_gradient_edge(y)
@@ -90,9 +116,14 @@ class Stage:
         x, end = kept.input.tensor, kept.end
         if self.deferred is not None:
             self.deferred.waiting = kept.waiting  # for layers that recompute their forward
-        if end is not None:
-            torch.autograd.backward(end, gradient)
-        kept.input = kept.end = None  # from here on only the products that were put off are needed
+        # In this very thread, on a GPU too: autograd has one thread a device for the backwards of all ranks, and tensor
+        # shards wait for one another in the midst of theirs.
+        with torch.autograd.set_multithreading_enabled(False):
+            if kept.own_loss is not None:
+                _backward_of_both(kept.own_loss, end, gradient)
+            elif end is not None:
+                torch.autograd.backward(end, gradient)
+        kept.input = kept.end = kept.own_loss = None  # from here on only the products that were put off are needed
         given = None
         if x.requires_grad:
             given = torch.zeros_like(x) if x.grad is None else x.grad
@@ -109,3 +140,11 @@ class Stage:
         result = self.backward_input(microbatch, gradient)
         self.backward_weight(microbatch)
         return result
+
+
+def _backward_of_both(own_loss: Tensor, end: Any, gradient: Tensor | None) -> None:
+    """The backward of a stage whose layers have a loss of their own: one, from both ends."""
+    if end is None:
+        own_loss.backward()
+    else:
+        torch.autograd.backward([end, get_gradient_edge(own_loss)], [gradient, torch.ones_like(own_loss)])

@@ -99,7 +99,7 @@ def shard(layers: nn.Sequential, group: Group, *, sequence_parallel: bool = Fals
     does, but knows nothing of the other stages.
     """
     _refuse_uneven(layers, group.size)
-    dims = {name: dim for path, cut in _cuts(layers).items() for name, dim in _names(layers, path, cut)}
+    dims = shard_dims(layers)
     whole = dict(layers.named_parameters(remove_duplicate=False))
     own = {id(whole[name]): _own(whole[name], dim, group) for name, dim in dims.items()}
     for name, parameter in whole.items():
@@ -118,10 +118,20 @@ def shard(layers: nn.Sequential, group: Group, *, sequence_parallel: bool = Fals
     return shards
 
 
-def shard_dims(shards: nn.Sequential) -> dict[str, int]:
-    """Along which dim each cut parameter is cut; those that are whole on every rank are not mentioned."""
-    cut = ((path, module) for path, module in shards.named_modules(remove_duplicate=False) if isinstance(module, CUT))
-    return {name: dim for path, module in cut for name, dim in _names(shards, path, type(module))}
+def shard_dims(layers: nn.Sequential) -> dict[str, int]:
+    """Along which dim each parameter that is cut is cut, for whole layers as for shards; the others are on every rank.
+
+    >>> from pipelab.models import build_model
+    >>> shard_dims(build_model("tiny")[1:2])
+    {'1.mlp.up.weight': 0, '1.mlp.up.bias': 0, '1.mlp.down.weight': 1, '1.attention.qkv.weight': 0, \
+'1.attention.qkv.bias': 0, '1.attention.projection.weight': 1}
+    """
+    return {
+        f"{path}.{name}": dim
+        for path, cut in _cuts(layers).items()
+        for name, dim in cut.dims.items()
+        if layers.get_submodule(path)._parameters.get(name) is not None
+    }
 
 
 def partial_gradients(shards: nn.Sequential) -> tuple[str, ...]:
@@ -203,6 +213,12 @@ def check_tensor_shards(model: nn.Sequential, tp: int, *, sequence_parallel: boo
 
 
 def _refuse_uneven(layers: nn.Sequential, tp: int) -> None:
+    for path in _cuts(layers):
+        if type(layers.get_submodule(path)) not in (nn.Linear, nn.Embedding):
+            kind = type(layers.get_submodule(path)).__name__
+            raise ValueError(
+                f"{path} is a {kind}, and only a plain nn.Linear or nn.Embedding can be cut; use one of those"
+            )
     counts = dict(_counts(layers))
     fits = math.gcd(*counts.values())
     for what, count in counts.items():
@@ -229,12 +245,6 @@ def _cuts(layers: nn.Sequential) -> dict[str, type[Any]]:
         for path, module in layers.named_modules(remove_duplicate=False)
         for inner, cut in (plan(module) or Plan({})).cuts.items()
     }
-
-
-def _names(layers: nn.Module, path: str, cut: type[Any]) -> Iterator[tuple[str, int]]:
-    """The parameters of a cut module that are cut, each with its dim."""
-    there = dict(layers.get_submodule(path).named_parameters(recurse=False))
-    yield from ((f"{path}.{name}", dim) for name, dim in cut.dims.items() if name in there)
 
 
 def _own(whole: nn.Parameter, dim: int, group: Group) -> nn.Parameter:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipelab.asynchronous import check_stream, train_without_flush
 from pipelab.costs import Link, Network
+from pipelab.evaluation import Evaluation
 from pipelab.feed import Feed, InOrder, Listener, OfStep, Spans, Started, StepBegun, StepEnded, Tell, nobody
 from pipelab.fit import check_fit
 from pipelab.launcher import launch, post
@@ -67,6 +68,8 @@ def train(
     feed: Listener | None = None,
     timeout: float = 600.0,
     watch: bool = False,
+    evaluation: Evaluation | None = None,
+    autocast: torch.dtype | None = None,
     clip: float | None = None,
     rate: Rate | None = None,
     zero: bool = False,
@@ -80,8 +83,11 @@ def train(
     slow between); with comm="blocking" a rank waits until each has arrived, "overlapped" goes on. A warm-up step before
     the first leaves no trace: parameters, buffers, generators and batches are as they were. With `watch` norms of
     activations and gradients are noted (`Run.norms`), and the first value that is not finite ends the run, with its
-    layer's name. `on_step(step, loss)` is called here after each step; `feed(event)`, in a thread of its own, is told
-    spans, memory and losses as they come, and can never hold the ranks up (see `pipelab.feed`).
+    layer's name, as do replicas whose weights are no longer equal, bit for bit. `on_step(step, loss)` is called here
+    after each step; `feed(event)`, in a thread of its own, is told spans, memory and losses as they come, and can never
+    hold the ranks up (see `pipelab.feed`).
+    `evaluation` is what to evaluate on between steps (`Run.evaluations`).
+    `autocast` (torch.bfloat16) lets layers compute in lower precision where that is safe; weights stay as they are.
     A run that is predicted to need more memory than there is does not begin (see `fit`); `memory_limit` is what one
     rank may hold, in bytes, math.inf for no such check.
     `clip` bounds the norm of all gradients together, `rate(step)` is a factor of the learning rate.
@@ -114,13 +120,15 @@ def train(
     _refuse_mesh(mesh, schedule, link)
     check_tensor_shards(model, mesh.tp, sequence_parallel=sequence_parallel)
     _refuse_update(mesh, clip, zero, sequence_parallel)
+    if autocast not in (None, torch.bfloat16):
+        raise ValueError(f"autocast is torch.bfloat16, which needs no scaling of the loss, or None: got {autocast}")
     device = torch.device(device)
     _refuse_machine(transport, device, comm, mesh, clock, link)
     job = Job(
         model=model, program=lower(schedule, mesh), mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
         transport=transport, clock=clock or CLOCKS[transport], link=link, blocking=comm == "blocking", at=at,
-        timeout=timeout, watch=watch, fed=feed is not None, clip=clip, rate=rate, zero=zero,
-        sequence_parallel=sequence_parallel,
+        timeout=timeout, watch=watch, fed=feed is not None, evaluation=evaluation, autocast=autocast, clip=clip,
+        rate=rate, zero=zero, sequence_parallel=sequence_parallel,
     )  # fmt: skip
     if not schedule.flush and job.ties:
         (stage, name), (other, its) = job.ties[0][:2]
@@ -160,7 +168,7 @@ def run_here(job: Job, batches: Iterable[Batch], tell: Tell = nobody) -> Run:
     machine: Callable[[Job, Tell], Ranks] = VirtualRanks if job.transport == "memory" else ProcessRank
     if not job.program.schedule.flush:
         return train_without_flush(job, [first, *batches], tell, machine)
-    losses = []
+    losses, evaluation, evaluations = [], job.evaluation, []
     with machine(job, tell) as ranks:
         ranks.warm_up(ranks.split(0, first))
         for step, batch in enumerate(itertools.chain([first], batches)):
@@ -168,7 +176,10 @@ def run_here(job: Job, batches: Iterable[Batch], tell: Tell = nobody) -> Run:
             tell(StepBegun(step))
             losses.append(ranks.step(microbatches))
             tell(StepEnded(step, losses[-1], microbatches.targets_in_all))
-        return ranks.measured(ranks.collect(), losses)
+            if evaluation is not None and evaluation.is_due(step):
+                found = [ranks.evaluate(ranks.split(step, batch)) for batch in evaluation.batches]
+                evaluations.append((step, sum(found) / len(found)))
+        return replace(ranks.measured(ranks.collect(), losses), evaluations=evaluations)
 
 
 def _launch(job: Job, batches: list[Batch], on_step: OnStep | None, feed: Feed) -> Run:

@@ -8,6 +8,12 @@ from pipelab.trace import BUBBLES, Number, Trace, number
 
 CLOCK_NAMES = {"simulated": "simulated time", "virtual": "virtual time", "wall": "wall-clock time"}
 
+BUBBLE_MEANINGS = {
+    "step": "idle share of the whole step",
+    "span": "idle share of the longest span, beside the busiest rank",
+    "overhead": "makespan above the busiest rank's work",
+}
+
 
 class Unit(NamedTuple):
     """A time unit: its name ("" in simulated time) and how many of it are 1 in the trace."""
@@ -43,7 +49,15 @@ def time_unit(traces: Sequence[Trace]) -> Unit:
     """
     if all(trace.clock == "simulated" for trace in traces):
         return Unit("", 1)
-    longest = max((trace.makespan for trace in traces), key=float)
+    return unit_for(max((trace.makespan for trace in traces), key=float))
+
+
+def unit_for(longest: Number) -> Unit:
+    """The unit in which to tell seconds, of which this is the highest number.
+
+    >>> unit_for(0.25)
+    Unit(name='ms', scale=1000)
+    """
     if longest >= 1:
         return Unit("s", 1)
     return Unit("ms", 1000) if longest >= 0.001 or not longest else Unit("µs", 1_000_000)
@@ -127,3 +141,12 @@ def rank_of(trace: Trace) -> dict[int, int]:
     {0: 0, 1: 1}
     """
     return {action.stage: span.rank for row in trace.compute for span in row for action in parts(span.action)}
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a sentence.
+
+    >>> listed(["gpipe", "1f1b", "zb-h1"])
+    'gpipe, 1f1b and zb-h1'
+    """
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

@@ -5,7 +5,7 @@ Read next: `worker` (what a rank does), `stage` (what it does it with).
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -23,7 +23,7 @@ from pipelab.tensor_parallel import join_state, shard_dims
 from pipelab.transport import Aborted
 from pipelab.transport.meetings import Meetings, Seat
 from pipelab.transport.memory import Mailboxes
-from pipelab.worker import Microbatches, Record
+from pipelab.worker import Microbatches, Record, Worker
 
 
 class VirtualRanks(Ranks):
@@ -47,7 +47,7 @@ class VirtualRanks(Ranks):
                     index = members.index(global_rank)
                     carrier = Seat(self.meetings, f"{name} group {list(members)}", index, len(members))
                     seats[name] = Group(name.split()[0], members, index, carrier, clock, job.link.among(members))
-        return Place(global_rank, self.mailboxes[dp, tp], clock, seats)
+        return Place(global_rank, self.mailboxes[dp, tp], clock, seats=seats)
 
     def __enter__(self) -> "VirtualRanks":
         super().__enter__()
@@ -63,12 +63,12 @@ class VirtualRanks(Ranks):
             mailboxes.abort()
         self.meetings.abort()
 
-    def _execute(self, batch: Microbatches) -> list[Record]:
+    def _execute(self, batch: Microbatches, workers: Sequence[Worker]) -> list[Record]:
         origin = time.perf_counter()
-        for worker in self.workers:
+        for worker in workers:
             worker.clock.restart(origin)
         with collector_at_rest():  # a full collection would be read as the work of whichever action it falls into
-            return self._on_each(lambda number: self.workers[number].run(self._own(self.workers[number], batch)))
+            return self._on_each(lambda number: workers[number].run(self._own(workers[number], batch)))
 
     def _on_each(self, work: Callable[[int], Result]) -> list[Result]:
         futures = [self.pool.submit(work, number) for number in range(len(self.workers))]

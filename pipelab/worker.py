@@ -4,7 +4,6 @@ The same program was simulated before; here each step moves real tensors and tak
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -75,6 +74,7 @@ class Record:
     spans: list[Span] = field(default_factory=list)
     curve: list[tuple[float, int]] = field(default_factory=list)
     losses: dict[int, float] = field(default_factory=dict)
+    own_losses: dict[tuple[int, int], float] = field(default_factory=dict)
     updates: list[Update] = field(default_factory=list)
     norms: dict[Action, float] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -176,8 +176,7 @@ class Worker:
         """
         self.record = record = Record(parameters=self._parameter_bytes)
         try:
-            with _in_this_thread(self.tp):
-                self._execute(batch, record)
+            self._execute(batch, record)
             self._finish_sums(record)
         finally:
             record.spans, record.curve = self.clock.settle(record.spans, record.curve)
@@ -339,11 +338,17 @@ class Worker:
         stage, microbatch = self.stages[task.action.stage], task.action.microbatch
         given = self._from_others(task)
         x = batch.inputs[microbatch].clone() if given is None else given  # not a view that keeps the whole batch
-        number = batch.first + microbatch
+        number, target, total = batch.first + microbatch, None, 1
+        if batch.totals:  # nothing is trained without targets
+            target, total = batch.targets[microbatch], batch.totals[microbatch]
+        if stage.loss is not None and target is not None:
+            target = target.clone()
+        y = stage.forward(number, x, batch.step, target, total)
+        if stage.own_losses:
+            record.own_losses[task.action.stage, number] = stage.own_losses.pop(number)
         if stage.loss is None:
-            return stage.forward(number, x, batch.step)
-        target = batch.targets[microbatch].clone()
-        record.losses[number] = stage.forward(number, x, batch.step, target, batch.totals[microbatch]).item()
+            return y
+        record.losses[number] = y.item()
         return None
 
     def _backward(self, task: _Task, batch: Microbatches, record: Record) -> Tensor | None:
@@ -374,11 +379,6 @@ class Worker:
     def _from_others(self, task: _Task) -> Tensor | None:
         """What it needs of another stage, if anything; nobody else needs that, so it is let go of here."""
         return None if task.need is None else self._values.pop(task.need)[0]
-
-
-def _in_this_thread(tp: Group | None) -> AbstractContextManager[object]:
-    """A backward that waits for other shards must not do so in the one thread that autograd has for a GPU."""
-    return nullcontext() if tp is None else torch.autograd.set_multithreading_enabled(False)
 
 
 def trace_of(schedule: Schedule, clock: str, records: Sequence[Record]) -> Trace:

@@ -14,6 +14,7 @@ import pytest
 import pipelab as pl
 from pipelab.labs import find_labs, run_lab
 from pipelab.show import timeline_text
+from pipelab.tensor_layers import ColumnParallelLinear, RowParallelLinear
 
 LABS = sorted((Path(__file__).resolve().parent.parent / "labs").glob("*.ipynb"))
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -97,7 +98,7 @@ def test_lab_01_holds_with_other_parameters(tmp_path, parameters):
     assert result.ok, result.error
 
 
-@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06", "11", "12", "19"])
+@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06", "11", "12", "15", "16", "17", "19"])
 def test_the_other_labs_hold_with_two_ranks_and_an_odd_number_of_micro_batches(tmp_path, number):
     lab = find_labs(number)[0]
     result = run_lab(lab, tmp_path / lab.name, {"ranks": 2, "microbatches": 5, "model": "tiny", "steps": 1})
@@ -369,3 +370,72 @@ def test_exercise_14_begins_unsolved_and_can_be_solved(first, second, reached):
     lines = said("14", cells, my_first=first, my_second=second).splitlines()
     assert [n for n in (1, 2) if any(f"target {n}" in line and line.endswith(": reached") for line in lines)] == reached
     assert said("14", cells).count(": reached") == 0
+
+
+def split_at_departure(wait, flight):
+    """The wait before the message departs, and the rest of it."""
+    early = max(min(wait.end, flight.start) - wait.start, 0)
+    return early, wait.end - wait.start - early
+
+
+@pytest.mark.parametrize(
+    ("rule", "reached"),
+    [
+        (lambda wait, flight: (wait.end - wait.start, 0), []),
+        (lambda wait, flight: (flight.start - wait.start, flight.end - flight.start), [1]),
+        (split_at_departure, [1, 2]),
+    ],
+    ids=["given", "whole flight", "at departure"],
+)
+def test_exercise_15_begins_unsolved_and_can_be_solved(rule, reached):
+    lines = said("15", ["imports", "my-check"], my_split=rule).splitlines()
+    assert [n for n in (1, 2) if lines[n - 1].endswith(": reached")] == reached
+    assert said("15", ["imports", "my-split", "my-check"]).count(": reached") == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "overhead", "reached"),
+    [(8, 8, []), (63, 63, [1]), (63, 70, [1, 2]), (70, 70, [2]), (64, 71, []), (0, 0, [])],
+)
+def test_exercise_16_begins_unsolved_and_can_be_solved(step, overhead, reached):
+    lines = said("16", ["imports", "my-check"], my_step=step, my_overhead=overhead).splitlines()
+    assert [n for n in (1, 2) if lines[n - 1].endswith(": reached")] == reached
+    assert said("16", ["imports", "my-counts", "my-check"]).count("too few") == 2
+
+
+@pytest.mark.parametrize(
+    ("word", "reached"),
+    [
+        (lambda rank, P, M: "F" * M + "B" * M, []),
+        (lambda rank, P, M: "FB" * M, []),
+        (lambda rank, P, M: "F" * (P - 1 - rank) + "FB" * (M - P + 1 + rank) + "B" * (P - 1 - rank), [1]),
+        (lambda rank, P, M: (k := min(P - 1 - rank, M)) * "F" + "FB" * (M - k) + "B" * k, [1, 2]),
+        (lambda rank, P, M: "B" * M + "F" * M, []),
+    ],
+    ids=["gpipe", "naive", "only for M >= P - 1", "1f1b", "out of order"],
+)
+def test_exercise_17_begins_unsolved_and_can_be_solved(word, reached):
+    unit = pl.Costs.uniform()
+    lines = said("17", ["imports", "my-check"], my_word=word, unit=unit).splitlines()
+    assert [n for n in (1, 2) if any(f"target {n}" in line and line.endswith(": reached") for line in lines)] == reached
+    assert said("17", ["imports", "dial-word", "my-word", "my-check"], microbatches=8).count(": reached") == 0
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"shards": 4, "microbatches": 2, "blocks": 2}, {"model": "tiny", "microbatches": 5, "ranks": 3}]
+)
+def test_lab_20_holds_with_other_parameters(tmp_path, parameters):
+    lab = find_labs("20")[0]
+    result = run_lab(lab, tmp_path / lab.name, {"steps": 1, **parameters})
+    assert result.ok, result.error
+
+
+@pytest.mark.parametrize(
+    ("names", "reached"),
+    [(("up", "down"), False), (("gate", "up"), False), ((), False), (("gate", "up", "down"), True)],
+    ids=["given", "no second", "nothing", "all three"],
+)
+def test_exercise_20_begins_unsolved_and_can_be_solved(names, reached):
+    kinds = {"gate": ColumnParallelLinear, "up": ColumnParallelLinear, "down": RowParallelLinear}
+    cells = ["imports", "my-layer", "my-plan", "my-check"]
+    assert said("20", cells, my_plan={name: kinds[name] for name in names}).endswith(": reached\n") == reached

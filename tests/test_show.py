@@ -279,6 +279,16 @@ def test_above_3000_bars_a_raster_of_the_same_lengths_takes_their_place():
     assert len(figure.to_json()) < 1_000_000
 
 
+def test_collectives_are_a_strip_along_the_row_of_their_rank():
+    work, inside = Span(1, "compute", Action(1, "F", 0), 0, 4), Span(1, "collective", Action(1, "F", 0), 1, 3)
+    first = Span(0, "compute", Action(0, "F", 0), 0, 4)
+    trace = Trace("mine", "simulated", (1, 1), (first, work, inside, inside._replace(start=4, end=4)))
+    (strip,) = (bar for bar in timeline(trace).data if bar.name == "collective")
+    assert (list(strip.y), list(strip.base), list(strip.x)) == ([1], [1], [2])
+    assert "in 1F0" in strip.hovertemplate.replace("%{customdata[0]}", strip.customdata[0][0])
+    assert not any(bar.name == "collective" for bar in timeline(step()).data)
+
+
 def test_messages_are_lines_between_ranks_hidden_at_first():
     trace = simulate_program(lower(build("1f1b", 3, 2)), Costs.uniform(hop=1))
     (drawn,) = (d for d in timeline(trace).data if d.name == "messages (click)")
@@ -438,7 +448,7 @@ def test_the_page_has_figures_words_and_text(page):
     assert '<th scope="row">makespan, virtual time</th><td>' in body and "bubble, overhead: " in body
     assert "2.31 &lt;nats&gt;" in body
     assert "virtual time: makespan" in Page(page).labels[0]
-    assert re.search(r"<pre[^>]*>rank 0  F0", body)
+    assert re.search(r"<pre[^>]*>zb-h1: \d+\.\d % of the step is idle\nrank 0  F0", body) and "<noscript><svg " in body
 
 
 def test_the_same_trace_gives_the_same_page_and_figure(page, tmp_path):

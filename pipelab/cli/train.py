@@ -20,6 +20,7 @@ from pipelab.cli.parser import (
     writable,
 )
 from pipelab.cli.shape import add_special, schedule_from_file, special
+from pipelab.cli.trace_file import trace_text
 from pipelab.costs import Costs
 from pipelab.explain import explain
 from pipelab.mesh import Mesh
@@ -57,7 +58,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--data", default="stdlib-docs", help="stdlib-docs, stdlib-source, arithmetic, or the path of a text file"
     )
     command.add_argument("--seed", type=seed, default=0, help="seed of parameters, batches and dropout (0)")
-    command.add_argument("--dtype", choices=["float32", "float64", "bfloat16"], default="float32")
+    command.add_argument("--dtype", choices=["float32", "float64", "bfloat16"], default="float32",
+        help="bfloat16: weights in float32, autocast computes in bfloat16 (float32)")  # fmt: skip
     command.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     command.add_argument(
         "--transport", default="memory", metavar="NAME",
@@ -95,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     if not run_.first:
         return 0  # of several processes one tells what all have measured
     if options.trace:
-        options.trace.write_text(run_.trace.to_json())
+        options.trace.write_text(trace_text(run_.trace, run_.memory.curves))
     if options.html:
         _write_html(options, _summary(run_, difference, cut), run_)
     explanation = explain(run_.trace, against=run_.replay()) if options.explain else None
@@ -157,7 +159,8 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
     from pipelab.training import train
     from pipelab.world import is_rank
 
-    dtype = torch.float64 if options.check else getattr(torch, options.dtype)
+    autocast = torch.bfloat16 if options.dtype == "bfloat16" and not options.check else None
+    dtype = torch.float64 if options.check else torch.float32 if autocast else getattr(torch, options.dtype)
     text = load_text(options.data)
     model = build_model(
         options.model, seed=options.seed, layers=options.layers, tied=options.tie_embeddings, dtype=dtype
@@ -200,6 +203,7 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
             on_step=on_step,
             feed=LiveText(sys.stderr) if options.live else None,
             watch=options.watch,
+            autocast=autocast,
             clip=None if options.clip is None else float(options.clip),
             zero=options.zero,
             sequence_parallel=options.sequence_parallel,
@@ -228,6 +232,7 @@ def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches:
 def _figures(options: argparse.Namespace, result: "Run", difference: float | None) -> dict[str, Any]:
     mesh = result.mesh
     watched = {"norms": {"activations": _norms(result, "F"), "gradients": _norms(result, "I")}} if options.watch else {}
+    sent = {"sent": [_sent(result.sent(rank)) for rank in range(mesh.size)]} if mesh.size > mesh.pp else {}
     versions = {} if result.versions is None else {"versions": _version_figures(result.versions)}
     return {
         "schedule": result.schedule.name,
@@ -240,8 +245,8 @@ def _figures(options: argparse.Namespace, result: "Run", difference: float | Non
         "step_seconds": result.step_seconds,
         "bubble": result.bubbles(),
         "peak_activation_bytes": result.memory.peaks,
-        "sent": [_sent(result.sent(rank)) for rank in range(mesh.size)],
         "max_parameter_difference": difference,
+        **sent,
         **watched,
         **versions,
     }
@@ -330,6 +335,12 @@ def _print_figures(summary: list[tuple[str, str]], result: "Run") -> None:
 
 
 def _write_html(options: argparse.Namespace, summary: list[tuple[str, str]], result: "Run") -> None:
+    from pipelab.show.losses import loss_chart
+    from pipelab.show.mesh import mesh_chart
     from pipelab.show.report import write_report
+    from pipelab.show.traffic import traffic_chart
 
-    write_report(options.html, result.trace, memory=result.memory.curves, summary=summary)
+    figures = {"Loss": loss_chart({result.schedule.name: result.losses})}
+    if result.mesh.size > result.mesh.pp:
+        figures |= {"Mesh": mesh_chart(result.mesh), "Bytes by axis": traffic_chart(result.sent())}
+    write_report(options.html, result.trace, result.memory.curves, summary, figures)

@@ -5,10 +5,10 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from pipelab.show.palette import EDGE, GRID, INK, PAPER
+from pipelab.show.table import columns
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
+    from pipelab.show.chart import Chart
 
 LAYERS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     {"E": ("embedding", "#E69F00", "/"), "t": ("blocks", "#56B4E9", ""), "H": ("head and loss", "#CC79A7", "x")}
@@ -19,7 +19,7 @@ LAYERS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
 def balance_chart(
     work: Sequence[float], letters: str, cuts: Mapping[str, Sequence[int]], rank_of: Sequence[int],
     steps: Mapping[str, float], clock: str = "virtual time",
-) -> "go.Figure":  # fmt: skip
+) -> "Chart":  # fmt: skip
     """For each cut, by name, the work of every rank for one micro-batch, and the step it leads to.
 
     `work` has the seconds of each layer and `letters` its letter in a layout, `cuts` the first layer of each stage but
@@ -30,9 +30,11 @@ def balance_chart(
     >>> figure.layout.title.text
     'good makes the step 20.0 % shorter than even (virtual time)'
     """
-    import plotly.graph_objects as go
+    from pipelab.show.chart import chart, hatched
 
-    figure = go.Figure()
+    height = min(170 + 26 * len(cuts) * (1 + max(rank_of)), 1200)
+    figure = chart(_finding(steps, clock), _text(work, cuts, rank_of, steps), height=height, barmode="stack")
+    figure.update_layout(margin_l=180)
     for letter, (name, colour, hatch) in LAYERS.items():
         groups, ranks, times = [], [], []
         for cut, at in cuts.items():
@@ -40,29 +42,26 @@ def balance_chart(
                 groups.append(f"<b>{cut}</b><br>{1e3 * steps[cut]:.1f} ms a step")
                 ranks.append(f"rank {rank}")
                 times.append(1e3 * seconds)
-        pattern = {"shape": hatch, "fgcolor": EDGE, "fgopacity": 0.4, "size": 7, "solidity": 0.17}
         figure.add_bar(
             orientation="h", y=[groups, ranks], x=times, name=name,
-            marker={"color": colour, "line": {"color": EDGE, "width": 0.7}, "pattern": pattern},
+            marker=hatched(colour, hatch),
             hovertemplate=f"%{{y}}: %{{x:.4g}} ms of {name}<extra></extra>",
         )  # fmt: skip
-    title = _finding(steps, clock)
-    figure.update_layout(
-        template="plotly_white",
-        title={"text": title, "font": {"size": 20, "color": INK}, "x": 0, "xref": "paper"},
-        barmode="stack",
-        height=min(170 + 26 * len(cuts) * (1 + max(rank_of)), 1200),
-        margin={"l": 180, "r": 30, "t": 96, "b": 52},
-        paper_bgcolor=PAPER,
-        plot_bgcolor=PAPER,
-        font={"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
-        modebar={"remove": ["sendChartToCloud", "lasso2d", "select2d"]},
-        meta={"alt": title},
-    )
-    figure.update_xaxes(title_text="work of a rank for one micro-batch, profiled in virtual time (ms)", gridcolor=GRID)
+    figure.update_xaxes(title_text="work of a rank for one micro-batch, profiled in virtual time (ms)")
     figure.update_yaxes(autorange="reversed", fixedrange=True)
     return figure
+
+
+def _text(
+    work: Sequence[float], cuts: Mapping[str, Sequence[int]], rank_of: Sequence[int], steps: Mapping[str, float]
+) -> str:
+    """A line a cut: the work of each rank and the step, in ms."""
+    ranks = range(1 + max(rank_of))
+    lines = [["ms", *(f"rank {rank}" for rank in ranks), "step"]]
+    for cut, at in cuts.items():
+        times = [*_work(work, "t" * len(work), at, rank_of, "t"), steps[cut]]
+        lines.append([cut, *(f"{1e3 * seconds:.1f}" for seconds in times)])
+    return columns(lines)
 
 
 def _work(work: Sequence[float], letters: str, at: Sequence[int], rank_of: Sequence[int], letter: str) -> list[float]:

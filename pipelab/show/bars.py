@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelab.action import Action, parts
 from pipelab.lower import peer
-from pipelab.show.palette import EDGE, IDLE, INK, lighter, look, order
+from pipelab.show.palette import COLLECTIVE, EDGE, IDLE, INK, lighter, look, order
 from pipelab.show.raster import majority, stretches
 from pipelab.trace import Number, Span, Trace, number
 from pipelab.units import Unit, chunk_of, origin, rank_of
@@ -20,6 +20,7 @@ PIXELS = 1200  # a wide screen; on a narrower one plotly hides the labels that d
 MOST_MESSAGES = 700
 CELLS = 120_000
 THICKNESS = 0.8  # of a row
+STRIP = 0.2  # of a row, for collectives: they go on within or beside the work
 
 HOVER = (
     "<b>%{customdata[0]}</b> %{customdata[1]}<br>rank %{customdata[2]} · stage %{customdata[3]}"
@@ -50,6 +51,9 @@ def timeline_traces(trace: Trace, axis: Axis, legend: set[str]) -> list["go.Bar 
     if sum(map(len, trace.compute)) > MOST_BARS:
         return _columns(trace, axis.unit, legend)
     drawn = [_track(trace, axis.unit, legend), *_bars(trace, axis, legend)]
+    collectives = [span for span in trace.spans if span.lane == "collective" and span.end > span.start]
+    if 0 < len(collectives) <= MOST_BARS:
+        drawn.append(_collectives(trace, collectives, axis.unit, legend))
     messages = [span for span in trace.spans if span.lane == "send" and span.end > span.start]
     if 0 < len(messages) <= MOST_MESSAGES:
         drawn.append(_messages(trace, messages, axis.unit, legend))
@@ -200,6 +204,29 @@ def _columns(trace: Trace, unit: Unit, legend: set[str]) -> list["go.Heatmap | g
         name="columns",
     )
     return [picture, *(go.Bar(orientation="h", x=[None], y=[0], **entry) for entry in entries)]
+
+
+def _collectives(trace: Trace, spans: list[Span], unit: Unit, legend: set[str]) -> "go.Bar":
+    """A strip along the lower edge of a rank's row, where it reduces or gathers with others."""
+    import plotly.graph_objects as go
+
+    first = origin(trace)
+    return go.Bar(
+        orientation="h",
+        y=[span.rank for span in spans],
+        x=[unit.of(span.end - span.start) for span in spans],
+        base=[unit.of(span.start - first) for span in spans],
+        width=STRIP,
+        offset=THICKNESS / 2 - STRIP,
+        customdata=[[str(span.action), span.rank, unit.text(span.end - span.start)] for span in spans],
+        hovertemplate="<b>collective</b> in %{customdata[0]}<br>rank %{customdata[1]}"
+        " · duration %{customdata[2]}<extra></extra>",
+        marker={"color": COLLECTIVE, "line": {"width": 0}},
+        name="collective",
+        legendgroup="collective",
+        legendrank=2000,
+        showlegend=_new("collective", legend),
+    )
 
 
 def _messages(trace: Trace, messages: list[Span], unit: Unit, legend: set[str]) -> "go.Scatter":

@@ -5,7 +5,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pipelab.show.memory import Curve, largest_unit
-from pipelab.show.palette import EDGE, GRID, INK, PAPER
+from pipelab.show.palette import EDGE, GRID, INK
+from pipelab.show.table import columns
 from pipelab.trace import number
 from pipelab.units import Unit, digits, origin, time_unit
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from pipelab.run import Run
+    from pipelab.show.chart import Chart
 
 CAUSE_LOOKS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
     {
@@ -31,7 +33,7 @@ MOST_RANKS = 8
 PANEL = 128
 
 
-def holdings_chart(runs: "Mapping[str, Run]", title: str | None = None) -> "go.Figure":
+def holdings_chart(runs: "Mapping[str, Run]", title: str | None = None) -> "Chart":
     """What each rank of each run holds over time, by cause, in the run's typical step; `runs` has them by name.
 
     Of several pipelines the first is shown.
@@ -46,14 +48,19 @@ def holdings_chart(runs: "Mapping[str, Run]", title: str | None = None) -> "go.F
     >>> figure.layout.title.text
     'The fullest rank holds 1.008 MiB with gpipe'
     """
-    from plotly.subplots import make_subplots
+    from pipelab.show.chart import chart
 
     ranks = _ranks(runs)
     unit = time_unit([run.trace for run in runs.values()])
     most = max(max(run.memory.totals) for run in runs.values())
     size, name = largest_unit([[(0, most)]])
     causes = _causes(runs)
-    figure = make_subplots(
+    figure = chart(
+        title or _finding(runs, size, name), _table(runs, causes, size, name), height=170 + PANEL * ranks,
+        margin={"l": 64, "r": 40, "t": 120, "b": 52},
+        legend={"orientation": "h", "x": 0, "y": 1 + 34 / (PANEL * ranks), "yanchor": "bottom", "traceorder": "normal"},
+    )  # fmt: skip
+    figure.set_subplots(
         rows=ranks, cols=len(runs), shared_xaxes="all", shared_yaxes="all", column_titles=list(runs),
         row_titles=[f"rank {rank}" for rank in range(ranks)], horizontal_spacing=0.02, vertical_spacing=0.1 / ranks,
     )  # fmt: skip
@@ -68,8 +75,8 @@ def holdings_chart(runs: "Mapping[str, Run]", title: str | None = None) -> "go.F
                 text=f"{digits(peak)} {name}", x=0.995, xref="x domain", xanchor="right", y=peak, yanchor="bottom",
                 showarrow=False, font={"size": 12, "color": INK}, **place,
             )  # fmt: skip
-    _lay_out(figure, title or _finding(runs, size, name), ranks)
-    figure.update_yaxes(range=[0, 1.2 * most / size])
+    figure.update_xaxes(gridcolor=GRID, zeroline=False)
+    figure.update_yaxes(gridcolor=GRID, fixedrange=True, range=[0, 1.2 * most / size])
     figure.update_yaxes(title_text=name, col=1)
     figure.update_xaxes(title_text=f"{next(iter(runs.values())).clock_label} ({unit.name})", row=ranks)
     return figure
@@ -124,19 +131,12 @@ def _finding(runs: "Mapping[str, Run]", size: int, name: str) -> str:
     return f"The fullest rank holds {', '.join(said)}"
 
 
-def _lay_out(figure: "go.Figure", title: str, ranks: int) -> None:
-    figure.update_layout(
-        template="plotly_white",
-        title={"text": title, "font": {"size": 20, "color": INK}, "x": 0, "xref": "paper", "y": 1, "yanchor": "top",
-               "pad": {"t": 18}},
-        height=170 + PANEL * ranks,
-        margin={"l": 64, "r": 40, "t": 120, "b": 52},
-        paper_bgcolor=PAPER,
-        plot_bgcolor=PAPER,
-        font={"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
-        legend={"orientation": "h", "x": 0, "y": 1 + 34 / (PANEL * ranks), "yanchor": "bottom", "traceorder": "normal"},
-        modebar={"remove": ["sendChartToCloud", "lasso2d", "select2d"]},
-        meta={"alt": title},
-    )  # fmt: skip
-    figure.update_xaxes(gridcolor=GRID, zeroline=False)
-    figure.update_yaxes(gridcolor=GRID, fixedrange=True)
+def _table(runs: "Mapping[str, Run]", causes: Sequence[str], size: int, name: str) -> str:
+    """The most of each cause, which need not come at one time, and of all together."""
+    rows = [["at most, " + name, *(CAUSE_LOOKS[cause][2] for cause in causes), "all"]]
+    for called, run in runs.items():
+        for rank, member in enumerate(run.memory.pipelines[0]):
+            peaks = run.memory.peaks_by_cause(member)
+            amounts = [*(peaks[cause] for cause in causes), run.memory.totals[member]]
+            rows.append([f"{called}, rank {rank}", *(digits(amount / size) for amount in amounts)])
+    return columns(rows)

@@ -5,27 +5,19 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pipelab.explain import CAUSES, Explanation
-from pipelab.show.palette import EDGE, GRID, INK, PAPER
+from pipelab.show.palette import BARS
+from pipelab.show.table import columns
 from pipelab.trace import plain
 from pipelab.units import CLOCK_NAMES, finding, time_unit
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
+    from pipelab.show.chart import Chart
 
-CAUSE_LOOKS: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "warm-up": ("#56B4E9", ""),
-        "cool-down": ("#E69F00", "/"),
-        "dependency": ("#F0E442", "\\"),
-        "communication": ("#CC79A7", "x"),
-        "imbalance": ("#2CB88A", "."),
-        "jitter": ("#BBBBBB", "-"),
-    }
-)
+CAUSE_LOOKS: Mapping[str, tuple[str, str]] = MappingProxyType(dict(zip(CAUSES, BARS, strict=True)))
 """Colour (Okabe and Ito's) and hatch of each cause, in plotly's words."""
 
 
-def idle_chart(explanation: Explanation, title: str | None = None) -> "go.Figure":
+def idle_chart(explanation: Explanation, title: str | None = None) -> "Chart":
     """The idle time of each rank as one bar of stacked causes; the length of a bar is the rank's idle time.
 
     >>> from pipelab import Costs, build, explain, simulate
@@ -33,42 +25,29 @@ def idle_chart(explanation: Explanation, title: str | None = None) -> "go.Figure
     >>> [bar.name for bar in figure.data], figure.layout.title.text
     (['warm-up', 'cool-down', 'dependency'], '1f1b: 27.3 % of the step is idle')
     """
-    import plotly.graph_objects as go
+    from pipelab.show.chart import chart, hatched
 
     trace = explanation.trace
     unit = time_unit([trace])
-    figure = go.Figure()
+    title = title or finding(trace)
+    height = min(190 + 36 * trace.ranks, 900)
+    figure = chart(title, idle_text(explanation), height=height, alt=f"{title}. {explanation}", barmode="stack")
     for cause in CAUSES:
         times = [unit.of(causes[cause]) for causes in explanation.idle]
         if max(times) <= 0:
             continue
         colour, hatch = CAUSE_LOOKS[cause]
-        pattern = {"shape": hatch, "fgcolor": EDGE, "fgopacity": 0.4, "size": 7, "solidity": 0.17}
         figure.add_bar(
             orientation="h",
             y=[f"rank {rank}" for rank in range(trace.ranks)],
             x=times,
             name=cause,
-            marker={"color": colour, "line": {"color": EDGE, "width": 0.7}, "pattern": pattern},
+            marker=hatched(colour, hatch),
             hovertemplate=f"%{{y}}: %{{x:.4g}} {unit.name} {cause}<br>{CAUSES[cause]}<extra></extra>",
         )
-    title = title or finding(trace)
-    figure.update_layout(
-        template="plotly_white",
-        title={"text": title, "font": {"size": 20, "color": INK}, "x": 0, "xref": "paper"},
-        barmode="stack",
-        height=min(190 + 36 * trace.ranks, 900),
-        margin={"l": 84, "r": 30, "t": 96, "b": 52},
-        paper_bgcolor=PAPER,
-        plot_bgcolor=PAPER,
-        font={"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
-        showlegend=True,
-        modebar={"remove": ["sendChartToCloud", "lasso2d", "select2d"]},
-        meta={"alt": f"{title}. {explanation}"},
-    )
+    figure.update_layout(showlegend=True)
     clock = CLOCK_NAMES[trace.clock]
-    figure.update_xaxes(title_text=f"idle, {clock} ({unit.name or 'in the unit of the costs'})", gridcolor=GRID)
+    figure.update_xaxes(title_text=f"idle, {clock} ({unit.name or 'in the unit of the costs'})")
     figure.update_yaxes(autorange="reversed", fixedrange=True)
     return figure
 
@@ -88,10 +67,4 @@ def idle_text(explanation: Explanation) -> str:
     for rank, idle in enumerate(explanation.idle):
         times = [*(idle[cause] for cause in causes), plain(sum(idle.values()))]
         lines.append([f"rank {rank}", *(unit.text(time) for time in times)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0]), *(word.rjust(width) for word, width in zip(line[1:], widths[1:], strict=True))]
-        )
-        for line in lines
-    )
+    return columns(lines)

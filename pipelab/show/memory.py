@@ -4,12 +4,15 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from pipelab.show.palette import RANK_COLOURS, RANK_DASHES
+from pipelab.show.palette import LIGHT, RANK_COLOURS, RANK_DASHES
+from pipelab.show.table import columns
 from pipelab.trace import Number, Trace, in_flight, number, plain
-from pipelab.units import Unit, digits, origin
+from pipelab.units import CLOCK_NAMES, Unit, digits, origin, time_unit
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+    from pipelab.show.chart import Chart
 
 Curve = Sequence[tuple[Number, Number]]
 """(time, amount) pairs in the order of time: the amount holds until the next time."""
@@ -58,6 +61,48 @@ def memory_panel(trace: Trace, memory: Sequence[Curve] | None, unit: Unit) -> tu
         lines.append(_line(rank, turn, points, name, width))
     what = "in flight<br>(micro-batches)" if memory is None else f"activation<br>memory ({name})"
     return lines, what if len(shown) == trace.ranks else f"{what}<br>{len(shown)} of {trace.ranks} ranks"
+
+
+def memory_chart(
+    trace: Trace, memory: Sequence[Curve] | None = None, limit: Number | None = None, title: str | None = None
+) -> "Chart":
+    """What each rank holds over the step, as step lines; arguments as for `timeline`, `limit` in the same amounts.
+
+    >>> from pipelab import Costs, build, simulate
+    >>> memory_chart(simulate(build("1f1b", ranks=4, microbatches=8), Costs.uniform()))
+    <chart: 1f1b: rank 0 holds the most, 4 micro-batches; rank 3 the least, 1>
+    """
+    from pipelab.show.chart import chart
+
+    unit = time_unit([trace])
+    lines, what = memory_panel(trace, memory, unit)
+    curves = memory or [in_flight_curve(trace, rank) for rank in range(trace.ranks)]
+    size, name = (1, "micro-batches") if memory is None else largest_unit(memory)
+    tops = [max(curve, key=lambda point: point[1], default=(origin(trace), 0)) for curve in curves]
+    peaks = [digits(number(amount) / size) for _, amount in tops]
+    times = [unit.text(time - origin(trace)) for time, _ in tops]
+    title = title or _finding(trace, [amount for _, amount in tops], peaks, name)
+    clock = f"{CLOCK_NAMES[trace.clock]} ({unit.name or 'in the unit of the costs'})"
+    table = columns(
+        [["rank", f"peak ({name})", "first reached at"], *zip(range(trace.ranks), peaks, times, strict=True)]
+    )
+    text = f"{table}\n{clock}" + (f"; limit {digits(number(limit) / size)} {name}" if limit is not None else "")
+    figure = chart(title, text, height=400)
+    figure.add_traces(lines)
+    figure.update_traces(legend=None)
+    figure.update_xaxes(title_text=clock, range=[0, unit.of(trace.makespan) or 1])
+    figure.update_yaxes(title_text=what, rangemode="tozero", nticks=6)
+    if limit is not None:
+        words = f"limit {digits(number(limit) / size)}"
+        figure.add_hline(y=number(limit) / size, line_color=LIGHT.alarm, line_width=1, annotation_text=words)
+    return figure
+
+
+def _finding(trace: Trace, peaks: Sequence[Number], words: Sequence[str], unit: str) -> str:
+    most, least = (choose(range(trace.ranks), key=lambda rank: peaks[rank]) for choose in (max, min))
+    if words[most] == words[least]:
+        return f"{trace.schedule}: every rank holds up to {words[most]} {unit}"
+    return f"{trace.schedule}: rank {most} holds the most, {words[most]} {unit}; rank {least} the least, {words[least]}"
 
 
 def largest_unit(memory: Sequence[Curve]) -> tuple[int, str]:

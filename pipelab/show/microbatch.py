@@ -4,16 +4,16 @@ from collections.abc import Sequence
 from math import ceil, floor, log2
 from typing import TYPE_CHECKING
 
-from pipelab.show.palette import GRID, INK, PAPER, RANK_COLOURS, RANK_DASHES
+from pipelab.show.palette import RANK_COLOURS, RANK_DASHES
+from pipelab.show.table import columns
 from pipelab.units import CLOCK_NAMES
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
     from pipelab.microbatch import Sweep
+    from pipelab.show.chart import Chart
 
 
-def microbatch_chart(sweeps: Sequence["Sweep"], title: str | None = None) -> "go.Figure":
+def microbatch_chart(sweeps: Sequence["Sweep"], title: str | None = None) -> "Chart":
     """Steps over the number of micro-batches, a curve for each number of ranks; a star marks the best predicted.
 
     A cross marks the rule of thumb, M = 4P, where there is such an M. Raises ValueError without a sweep.
@@ -23,11 +23,12 @@ def microbatch_chart(sweeps: Sequence["Sweep"], title: str | None = None) -> "go
     >>> figure.layout.title.text
     'P = 2: the shortest step predicted is at M = 4; the rule M = 4P makes it 16.7 % longer'
     """
-    import plotly.graph_objects as go
+    from pipelab.show.chart import chart
 
     if not sweeps:
         raise ValueError("there is no sweep to draw; give one, with the steps by number of micro-batches")
-    figure = go.Figure()
+    figure = chart(title or _finding(sweeps), _text(sweeps), height=460, margin_t=70)
+    figure.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"})
     for place, sweep in enumerate(sweeps):
         colour = RANK_COLOURS[place % len(RANK_COLOURS)]
         for name, points, look in (
@@ -43,29 +44,31 @@ def microbatch_chart(sweeps: Sequence["Sweep"], title: str | None = None) -> "go
                     hovertemplate=f"P = {sweep.ranks}, {name}: %{{y:.4g}} ms with M = %{{x}}<extra></extra>",
                 )  # fmt: skip
                 figure.data[-1].update(line_color=colour, marker_color=colour)
-    title = title or _finding(sweeps)
-    figure.update_layout(
-        template="plotly_white",
-        title={"text": title, "font": {"size": 20, "color": INK}, "x": 0, "xref": "paper"},
-        height=460,
-        margin={"l": 84, "r": 30, "t": 70, "b": 60},
-        paper_bgcolor=PAPER,
-        plot_bgcolor=PAPER,
-        font={"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
-        modebar={"remove": ["sendChartToCloud", "lasso2d", "select2d"]},
-        meta={"alt": title},
-    )
     counts = sorted({count for sweep in sweeps for count in sweep.predicted})
-    figure.update_xaxes(title_text="micro-batches a step, M (same batch)", type="log", tickvals=counts, gridcolor=GRID)
+    figure.update_xaxes(title_text="micro-batches a step, M (same batch)", type="log", tickvals=counts)
     clocks = " and ".join(sorted({CLOCK_NAMES[sweep.clock] for sweep in sweeps}))
     steps = [1e3 * step for sweep in sweeps for step in (*sweep.predicted.values(), *sweep.measured.values())]
     figure.update_yaxes(
         title_text=f"step (ms)<br>points: {clocks}; lines: simulated",
         type="log",
         tickvals=[2.0**power for power in range(floor(log2(min(steps))), ceil(log2(max(steps))) + 1)],
-        gridcolor=GRID,
     )
     return figure
+
+
+def _text(sweeps: Sequence["Sweep"]) -> str:
+    """A line for each number of micro-batches: the steps predicted and measured, in ms."""
+    counts = sorted({count for sweep in sweeps for count in sweep.predicted})
+    made = [
+        (f"P = {sweep.ranks}, {name}", steps)
+        for sweep in sweeps
+        for name, steps in (("predicted", sweep.predicted), ("measured", sweep.measured))
+        if steps
+    ]
+    lines = (
+        [count, *(f"{1e3 * steps[count]:.1f}" if count in steps else "-" for _, steps in made)] for count in counts
+    )
+    return columns([["M", *(f"{name} (ms)" for name, _ in made)], *lines])
 
 
 def _at(sweep: "Sweep", count: int) -> dict[int, float]:

@@ -33,11 +33,15 @@ LOOKS: Mapping[str, Look] = MappingProxyType(
         "R": Look("#CC79A7", "x", "^", "recompute"),
     }
 )
+COLLECTIVE = "#5B3A9E"
 OTHER = Look("#BBBBBB", "-", "?", "other work")
 
 RANK_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#000000", "#E69F00", "#56B4E9", "#777777")
 RANK_COLOURS_IN_THE_DARK = ("#56B4E9", "#F28E4B", "#2CB88A", "#DDA0DD", "#FFFFFF", "#F0E442", "#8EA8FF", "#AAAAAA")
 RANK_DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+MARKERS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
+BARS = (("#56B4E9", ""), ("#E69F00", "/"), ("#F0E442", "\\"), ("#CC79A7", "x"), ("#2CB88A", "."), ("#BBBBBB", "-"))
+"""Colour and hatch of the parts of a bar, where they are no kinds of work."""
 
 
 class Ground(NamedTuple):

@@ -1,21 +1,24 @@
 """How is a step handed on? As one HTML file that needs no network: figures, the timeline, and its text."""
 
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pipelab.show.memory import Curve
-from pipelab.show.text import timeline_text
 from pipelab.show.timeline import timeline
 from pipelab.trace import Trace
-from pipelab.units import CLOCK_NAMES, finding, percent, time_unit
+from pipelab.units import BUBBLE_MEANINGS, CLOCK_NAMES, finding, percent, time_unit
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
+    from pipelab.show.chart import Chart
 
 NOTHING_IS_FETCHED = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+FETCHED = re.compile(r'<script\b[^>]*\bsrc="https?:[^>]*>\s*</script>')
+"""What would fetch a script: nbconvert and plotly write such for formulas, which the labs do not have."""
 
 STYLE = """
 :root { color-scheme: light dark }
@@ -31,24 +34,19 @@ pre { font: 13px/1.35 "DejaVu Sans Mono", Menlo, Consolas, monospace; overflow-x
   figure, pre, table { break-inside: avoid } }
 """
 
-MEANING = {
-    "step": "idle share of the whole step",
-    "span": "idle share of the longest span, beside the busiest rank",
-    "overhead": "makespan above the busiest rank's work",
-}
-
 
 def write_report(
     path: str | os.PathLike[str],
     trace: Trace,
     memory: Sequence[Curve] | None = None,
     summary: Sequence[tuple[str, str]] = (),
+    figures: "Mapping[str, Chart]" = MappingProxyType({}),
 ) -> Path:
     """Write the report of one step as a single HTML file, and return its path.
 
-    `summary` adds rows (what, figure with its unit) to the table; `memory` is as `timeline` takes it. An
-    older file is replaced at once, when the new one is complete. Raises ValueError when the folder does not
-    exist.
+    `summary` adds rows (what, figure with its unit) to the table, `figures` charts under their headings; `memory` is as
+    `timeline` takes it. An older file is replaced at once, when the new one is complete. Raises ValueError when the
+    folder does not exist.
 
     >>> from pipelab import Costs, build, simulate
     >>> trace = simulate(build("1f1b", ranks=2, microbatches=2), Costs.uniform())
@@ -62,12 +60,11 @@ def write_report(
         raise ValueError(f"there is no folder {str(target.parent)!r} to write {target.name} to; make it first")
     if target.is_dir():
         raise ValueError(f"{str(target)!r} is a folder; name a file, such as {str(target / 'report.html')!r}")
-    figure = timeline(trace, memory)
     page = report_html(
         finding(trace),
         table_section("Figures", [*_figures(trace), *summary]),
-        figure_section("Timeline", figure, "timeline"),
-        text_section("The timeline as text", timeline_text(trace, width=110)),
+        figure_section("Timeline", timeline(trace, memory), "timeline"),
+        *(figure_section(heading, figure, f"figure{place}") for place, (heading, figure) in enumerate(figures.items())),
     )
     draft = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
@@ -113,8 +110,8 @@ def table_section(heading: str, rows: Iterable[tuple[str, str]]) -> str:
     return _section(heading, f"<table>\n{lines}\n</table>")
 
 
-def figure_section(heading: str, figure: "go.Figure", name: str) -> str:
-    """A plotly figure under the fixed id `name`, with its title as the words for those who do not see it."""
+def figure_section(heading: str, figure: "Chart", name: str) -> str:
+    """A chart under the fixed id `name`, and below it the same as text; without scripts its still picture, if any."""
     drawn = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
@@ -123,7 +120,9 @@ def figure_section(heading: str, figure: "go.Figure", name: str) -> str:
         config={"displaylogo": False, "responsive": True},
     )
     words = f"{figure.layout.meta['alt']} The text below shows the same."
-    return _section(heading, f'<figure role="img" aria-label="{escape(words)}">\n{drawn}\n</figure>')
+    drawn += "" if figure.svg is None else f"\n<noscript>{figure.svg}</noscript>"
+    text = _preformatted(f"{heading}, as text", figure.text)
+    return _section(heading, f'<figure role="img" aria-label="{escape(words)}">\n{drawn}\n</figure>\n{text}')
 
 
 def text_section(heading: str, text: str) -> str:
@@ -132,7 +131,11 @@ def text_section(heading: str, text: str) -> str:
     >>> "<pre" in text_section("As text", "rank 0  F0B0")
     True
     """
-    return _section(heading, f'<pre tabindex="0" aria-label="{escape(heading)}">{escape(text)}</pre>')
+    return _section(heading, _preformatted(heading, text))
+
+
+def _preformatted(label: str, text: str) -> str:
+    return f'<pre tabindex="0" aria-label="{escape(label)}">{escape(text)}</pre>'
 
 
 def _section(heading: str, content: str) -> str:
@@ -143,6 +146,6 @@ def _figures(trace: Trace) -> list[tuple[str, str]]:
     unit = time_unit([trace])
     rows = [("schedule", f"{trace.schedule} on {trace.ranks} rank{'s' * (trace.ranks != 1)}")]
     rows.append((f"makespan, {CLOCK_NAMES.get(trace.clock, trace.clock)}", unit.text(trace.makespan)))
-    rows += [(f"bubble, {kind}: {words}", percent(trace.bubble(kind))) for kind, words in MEANING.items()]
+    rows += [(f"bubble, {kind}: {words}", percent(trace.bubble(kind))) for kind, words in BUBBLE_MEANINGS.items()]
     peaks = " ".join(f"{float(peak):g}" for peak in trace.peak_in_flight)
     return [*rows, ("most micro-batches in flight, by rank", peaks)]

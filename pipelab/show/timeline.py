@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Any
 from pipelab.action import parts
 from pipelab.show.bars import Axis, timeline_traces
 from pipelab.show.memory import Curve, memory_panel
-from pipelab.show.palette import GRID, INK, PAPER
+from pipelab.show.palette import GRID, INK
+from pipelab.show.svg import steps_svg
+from pipelab.show.text import timeline_text
 from pipelab.trace import Trace
-from pipelab.units import CLOCK_NAMES, Unit, figures_text, finding, time_unit
+from pipelab.units import CLOCK_NAMES, Unit, figures_text, finding, listed, time_unit
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
+    from pipelab.show.chart import Chart
 
 TOP, BOTTOM, MEMORY, GAP = 112, 52, 190, 30  # pixels
 LEGEND_LINE, LEGEND_ENTRIES = 30, 5  # pixels a line, and entries that have room in it
 MOST_NAMED_RANKS = 16
 
 
-def timeline(trace: Trace, memory: Sequence[Curve] | None = None, title: str | None = None) -> "go.Figure":
+def timeline(trace: Trace, memory: Sequence[Curve] | None = None, title: str | None = None) -> "Chart":
     """The figure of one step: bars by rank, and below them the memory of each rank on the same time axis.
 
     `memory` holds one step curve of (time, bytes) a rank, in the trace's time; without it the micro-batches
@@ -35,10 +37,14 @@ def timeline(trace: Trace, memory: Sequence[Curve] | None = None, title: str | N
     """
     from plotly.subplots import make_subplots
 
+    from pipelab.show.chart import chart
+
     unit = time_unit([trace])
     lines, what = memory_panel(trace, memory, unit)
     rows = _height(trace)
+    title, figures = title or finding(trace), figures_text(trace, unit)
     figure = make_subplots(
+        figure=chart(title, timeline_text(trace), height=rows + GAP + MEMORY, alt=f"{title}. {figures}."),
         rows=2,
         cols=1,
         shared_xaxes=True,
@@ -47,17 +53,17 @@ def timeline(trace: Trace, memory: Sequence[Curve] | None = None, title: str | N
     )
     figure.add_traces(timeline_traces(trace, Axis(unit, trace.makespan), set()), rows=1, cols=1)
     figure.add_traces(lines, rows=2, cols=1)
-    title, figures = title or finding(trace), figures_text(trace, unit)
-    _style(figure, title, figures, f"{title}. {figures}.", rows + GAP + MEMORY)
+    _style(figure, figures)
     _rank_axis(figure, trace.ranks, 1)
     figure.update_yaxes(title_text=what, rangemode="tozero", nticks=6, fixedrange=True, row=2, col=1)
     figure.update_xaxes(range=[0, unit.of(trace.makespan) or 1])
     figure.update_xaxes(title_text=_axis_title([trace], unit), row=2, col=1)
+    figure._still = lambda: steps_svg([trace], [figures], title, unit)
     figure.update_layout(legend2={"x": 1.01, "xanchor": "left", "y": MEMORY / (rows + GAP + MEMORY), "yanchor": "top"})
     return figure
 
 
-def compare(traces: Sequence[Trace], titles: Sequence[str] | None = None) -> "go.Figure":
+def compare(traces: Sequence[Trace], titles: Sequence[str] | None = None) -> "Chart":
     """Several steps one under another on one time axis, so that their lengths can be compared by eye.
 
     Each has a line with its clock, makespan and bubbles. A simulated trace beside a measured one is taken to
@@ -70,6 +76,8 @@ def compare(traces: Sequence[Trace], titles: Sequence[str] | None = None) -> "go
     """
     from plotly.subplots import make_subplots
 
+    from pipelab.show.chart import chart
+
     if not traces:
         raise ValueError("compare needs at least one trace; make one with simulate(schedule, costs)")
     names = list(titles) if titles is not None else [trace.schedule for trace in traces]
@@ -80,7 +88,11 @@ def compare(traces: Sequence[Trace], titles: Sequence[str] | None = None) -> "go
     heights = [_height(trace, most=900 // len(traces)) for trace in traces]
     gap = 40
     total = sum(heights) + gap * (len(traces) - 1)
+    title = _comparison(traces, names, unit)
+    captions = [f"{name}, {words}" for name, words in zip(names, figures, strict=True)]
+    text = "\n\n".join(f"{name}\n{timeline_text(trace)}" for name, trace in zip(names, traces, strict=True))
     figure = make_subplots(
+        figure=chart(title, f"\n{text}", height=total, alt=f"{title}. {'. '.join(captions)}."),
         rows=len(traces),
         cols=1,
         shared_xaxes=True,
@@ -93,9 +105,8 @@ def compare(traces: Sequence[Trace], titles: Sequence[str] | None = None) -> "go
     for row, trace in enumerate(traces, start=1):
         figure.add_traces(timeline_traces(trace, axis, legend), rows=row, cols=1)
         _rank_axis(figure, trace.ranks, row)
-    title = _comparison(traces, names, unit)
-    captions = ". ".join(f"{name}, {words}" for name, words in zip(names, figures, strict=True))
-    _style(figure, title, "", f"{title}. {captions}.", total)
+    _style(figure)
+    figure._still = lambda: steps_svg(traces, captions, title, unit)
     figure.update_xaxes(range=[0, unit.of(axis.length) or 1])
     figure.update_xaxes(title_text=_axis_title(traces, unit), row=len(traces), col=1)
     return figure
@@ -108,37 +119,29 @@ def _height(trace: Trace, most: int = 640) -> int:
     return max(min(each * min(trace.ranks, 8) + 9 * max(trace.ranks - 8, 0), most), 2 * each)
 
 
-def _style(figure: "go.Figure", title: str, subtitle: str, alt: str, height: float) -> None:
-    """What all figures share: explicit colours, legible in a dark notebook and in print; a legend on top."""
-    heading: dict[str, Any] = {"text": title, "font": {"size": 20, "color": INK}}
-    heading |= {"x": 0, "xref": "paper", "y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 16}}
+def _style(figure: "Chart", subtitle: str = "") -> None:
+    """Room for a title and, on top, a legend of as many lines as it needs."""
+    heading: dict[str, Any] = {"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 16}}
     if subtitle:
         heading["subtitle"] = {"text": subtitle, "font": {"size": 13, "color": INK}}
     entries = sum(drawn.showlegend is True and drawn.legend is None for drawn in figure.data)
     lines = -(-entries // LEGEND_ENTRIES)
     top = TOP + LEGEND_LINE * max(lines - 1, 0) if subtitle else TOP + 14  # without one, two lines have room
+    height = figure.layout.height
     figure.update_layout(
-        template="plotly_white",
         title=heading,
         height=round(height + top + BOTTOM),
         margin={"l": 84, "r": 100 if subtitle else 30, "t": top, "b": BOTTOM},
-        paper_bgcolor=PAPER,
-        plot_bgcolor=PAPER,
-        font={"family": "Helvetica, Arial, sans-serif", "size": 13, "color": INK},
         barmode="overlay",
         uniformtext={"minsize": 8, "mode": "hide"},
-        legend={"orientation": "h", "x": -0.01, "xanchor": "left", "yanchor": "bottom"},
-        legend_y=1 + (4 if subtitle else 26) / height,
-        modebar={"remove": ["sendChartToCloud", "lasso2d", "select2d"]},  # nothing leaves this machine
-        hoverlabel={"bgcolor": PAPER, "font": {"color": INK}, "align": "left"},
-        meta={"alt": alt},
+        legend={"x": -0.01, "xanchor": "left", "y": 1 + (4 if subtitle else 26) / height, "traceorder": None},
     )
     words = {"gridcolor": GRID, "zeroline": False, "title_font_size": 13}
     figure.update_xaxes(title_standoff=8, ticklabelstandoff=3, **words)
-    figure.update_yaxes(ticklabelstandoff=6, **words)
+    figure.update_yaxes(ticklabelstandoff=6, title_standoff=None, **words)
 
 
-def _rank_axis(figure: "go.Figure", ranks: int, row: int) -> None:
+def _rank_axis(figure: "Chart", ranks: int, row: int) -> None:
     every = -(-ranks // MOST_NAMED_RANKS)
     named = range(0, ranks, every)
     figure.update_yaxes(
@@ -163,12 +166,8 @@ def _comparison(traces: Sequence[Trace], names: Sequence[str], unit: Unit) -> st
     times = [unit.text(length) for length in lengths]
     least, most = unit.text(min(lengths)), unit.text(max(lengths))
     if least == most:
-        return f"{_listed(names)}: a step of {least}"
+        return f"{listed(names)}: a step of {least}"
     shortest, longest = (
-        _listed([name for name, time in zip(names, times, strict=True) if time == extreme]) for extreme in (least, most)
+        listed([name for name, time in zip(names, times, strict=True) if time == extreme]) for extreme in (least, most)
     )
     return f"shortest step: {shortest} ({least}), longest: {longest} ({most})"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -5,11 +5,11 @@ from math import cos, pi, sin
 from typing import TYPE_CHECKING
 
 from pipelab.schedule import Schedule
-from pipelab.show.palette import GRID, IDLE, INK, PAPER
+from pipelab.show.palette import IDLE, INK, PAPER
 from pipelab.validate import Wait, cycle, waits
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
+    from pipelab.show.chart import Chart
 
 RED, GREY, NODE = "#D55E00", "#777777", 46
 """Okabe and Ito's vermilion for the cycle, grey for those who only wait for it; a node's diameter in pixels."""
@@ -18,7 +18,7 @@ MOST_RANKS = 16
 """With more ranks only those of the cycle are drawn."""
 
 
-def waiting(schedule: Schedule) -> "go.Figure":
+def waiting(schedule: Schedule) -> "Chart":
     """The figure of a deadlock: an arrow leads from each rank that is stuck to the rank that it waits for.
 
     The words on an arrow say what stands still and what it needs; the cycle, which makes it a deadlock, is red. A rank
@@ -29,14 +29,16 @@ def waiting(schedule: Schedule) -> "go.Figure":
     >>> figure.layout.title.text
     'deadlock: rank 0 waits for rank 1, rank 1 for rank 0'
     """
-    import plotly.graph_objects as go
+    from pipelab.show.chart import chart
 
     found = waits(schedule)
     circle = cycle(found) if found else ()
     ranks = range(schedule.ranks) if schedule.ranks <= MOST_RANKS else [wait.rank for wait in circle]
     places = {rank: _place(turn, len(ranks)) for turn, rank in enumerate(ranks)}
     title = _finding(circle)
-    figure = go.Figure()
+    words = [f"Rank {wait.rank}: {wait}" for wait in found]
+    height = 520 if schedule.ranks > 2 else 340
+    figure = chart(title, "\n".join(words), height=height, alt=". ".join([title, *words]), width=720)
     for wait in sorted(found, key=lambda wait: wait in circle):
         if wait.rank in places and wait.on in places:
             back = any((other.rank, other.on) == (wait.on, wait.rank) for other in found)
@@ -58,20 +60,10 @@ def waiting(schedule: Schedule) -> "go.Figure":
     )
     hidden = {"visible": False, "fixedrange": True}
     figure.update_layout(
-        template="plotly_white",
-        title={"text": title, "font": {"size": 18, "color": INK}, "x": 0, "xref": "paper"},
-        width=720,
-        height=520 if schedule.ranks > 2 else 340,
         margin={"l": 60, "r": 60, "t": 80, "b": 40},
-        paper_bgcolor=PAPER,
-        plot_bgcolor=PAPER,
-        font={"family": "Helvetica, Arial, sans-serif", "color": INK},
         showlegend=False,
         xaxis={**hidden, "range": [-1.7, 1.7]},
         yaxis={**hidden, "range": [-1.45, 1.45] if schedule.ranks > 2 else [-0.8, 0.8]},
-        modebar={"remove": ["sendChartToCloud", "lasso2d", "select2d"]},
-        hoverlabel={"bgcolor": PAPER, "bordercolor": GRID, "font": {"color": INK}},
-        meta={"alt": ". ".join([title, *(f"Rank {wait.rank}: {wait}" for wait in found)])},
     )
     return figure
 
@@ -102,7 +94,7 @@ def _status(rank: int, schedule: Schedule, found: Sequence[Wait]) -> str:
     return f"rank {rank} is done with its {len(schedule.rows[rank])} actions"
 
 
-def _draw(figure: "go.Figure", wait: Wait, places: Mapping[int, tuple[float, float]], colour: str, back: bool) -> None:
+def _draw(figure: "Chart", wait: Wait, places: Mapping[int, tuple[float, float]], colour: str, back: bool) -> None:
     """An arrow a little beside the line between two ranks, so that one `back` has its own place; words outside."""
     (x0, y0), (x1, y1) = places[wait.rank], places[wait.on]
     words = f"<b>{wait.element}</b> needs <b>{wait.giver}</b>"
