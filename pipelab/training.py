@@ -10,9 +10,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from pipelab.asynchronous import check_stream, train_without_flush
 from pipelab.costs import Link, Network
+from pipelab.device_mesh import from_device_mesh
 from pipelab.evaluation import Evaluation
 from pipelab.feed import Feed, InOrder, Listener, OfStep, Spans, Started, StepBegun, StepEnded, Tell, nobody
 from pipelab.launcher import launch, post
@@ -50,7 +52,7 @@ def train(
     model: nn.Sequential,
     batches: Iterable[Batch],
     schedule: Schedule,
-    mesh: Mesh | None = None,
+    mesh: Mesh | DeviceMesh | None = None,
     *,
     loss: Loss = cross_entropy,
     optimizer: Optimizer = adamw,
@@ -89,9 +91,10 @@ def train(
     `clip` bounds the norm of all gradients together, `rate(step)` is a factor of the learning rate.
     A schedule without a flush, such as pipedream, takes all batches at once; see `asynchronous`.
 
-    On a `mesh` with dp replicas and tp tensor shards the same model is trained by dp x pp x tp ranks (see
-    `data_parallel`, `tensor_parallel`); with `zero` each replica updates, and keeps the optimizer's state of, one share
-    of the weights; with `sequence_parallel` tensor shards share the tokens where they do not share the features.
+    On a `mesh` (or torch DeviceMesh) with dp replicas and tp tensor shards the same model is trained by dp x pp x tp
+    ranks (see `data_parallel`, `tensor_parallel`); with `zero` each replica updates, and keeps the optimizer's state
+    of, one share of the weights; with `sequence_parallel` tensor shards share the tokens where they do not share the
+    features.
 
     transport="memory" plays all ranks in this process. With "gloo" (CPU) or "nccl" (a GPU each) they are processes: in
     one that torchrun started, `train` runs its rank, and every rank calls it with the same arguments; otherwise it
@@ -112,7 +115,7 @@ def train(
         raise ValueError(f"{schedule.name} has no backward, so nothing is learned; it is for pipelab.inference")
     if not schedule.flush:
         check_stream(schedule, watch)
-    mesh = mesh or Mesh(pp=schedule.ranks)
+    mesh = _mesh(mesh, schedule)
     _refuse_mesh(mesh, schedule, link)
     check_tensor_shards(model, mesh.tp, sequence_parallel=sequence_parallel)
     _refuse_update(mesh, clip, zero, sequence_parallel)
@@ -213,6 +216,14 @@ def _train_rank(job: Job, batches: list[Batch]) -> tuple[Run | None, list[Tensor
 def _values(model: nn.Module) -> list[Tensor]:
     """What training changes in a model."""
     return [*model.parameters(), *model.state_dict().values()]
+
+
+def _mesh(mesh: Mesh | DeviceMesh | None, schedule: Schedule) -> Mesh:
+    if mesh is None or isinstance(mesh, Mesh):
+        return mesh or Mesh(pp=schedule.ranks)
+    if isinstance(mesh, DeviceMesh):
+        return from_device_mesh(mesh)
+    raise ValueError(f"mesh is a pipelab.Mesh or a torch DeviceMesh, as in Mesh(dp=2, pp=4): got {mesh!r}")
 
 
 def _refuse_mesh(mesh: Mesh, schedule: Schedule, link: Link | Network) -> None:
