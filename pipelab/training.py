@@ -245,6 +245,8 @@ def _refuse_machine(
         raise ValueError(f"comm is {' or '.join(map(repr, COMMUNICATION))}: got {comm!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device}: torch sees no CUDA device here; use device='cpu'")
+    if torch.is_autocast_enabled(device.type):
+        raise ValueError("torch.autocast around train does not reach its ranks; give train autocast=torch.bfloat16")
     if transport == "nccl" and clock == "virtual":
         raise ValueError("transport nccl runs on the wall clock; use memory or gloo for virtual time")
     if transport == "nccl" and link != Link():
