@@ -83,5 +83,5 @@ def test_a_border_without_gradient_or_in_another_dtype_trains_as_plain_autograd_
 
 def test_autocast_around_a_run_is_refused_and_not_ignored():
     model, batch = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), (torch.randn(4, 6), torch.randint(6, (4,)))
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="give train autocast=torch.bfloat16"):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="give train autocast="):
         pl.train(model, [batch], pl.build("1f1b", 2, 2))
