@@ -25,7 +25,7 @@ from pipelab.message_order import check_messages
 from pipelab.optimizer import Optimizer, adamw
 from pipelab.partition import cut
 from pipelab.process_rank import ProcessRank
-from pipelab.ranks import Job, Ranks
+from pipelab.ranks import Job, Ranks, usable_device
 from pipelab.run import Run
 from pipelab.schedule import Schedule
 from pipelab.tensor_parallel import check_tensor_shards
@@ -121,7 +121,7 @@ def train(
     _refuse_update(mesh, clip, zero, sequence_parallel)
     if autocast not in (None, torch.bfloat16):
         raise ValueError(f"autocast is torch.bfloat16, which needs no scaling of the loss, or None: got {autocast}")
-    device = torch.device(device)
+    device = usable_device(device)
     _refuse_machine(transport, device, comm, mesh, clock, link)
     job = Job(
         model=model, program=lower(schedule, mesh), mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
@@ -254,8 +254,8 @@ def _refuse_machine(
         raise ValueError(f"transport {transport} is not there; it is one of {', '.join(CLOCKS)}")
     if comm not in COMMUNICATION:
         raise ValueError(f"comm is {' or '.join(map(repr, COMMUNICATION))}: got {comm!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device}: torch sees no CUDA device here; use device='cpu'")
+    if torch.is_autocast_enabled(device.type):
+        raise ValueError("torch.autocast around train does not reach its ranks; give train autocast=torch.bfloat16")
     if transport == "nccl" and clock == "virtual":
         raise ValueError("transport nccl runs on the wall clock; use memory or gloo for virtual time")
     if transport == "nccl" and link != Link():
