@@ -152,7 +152,7 @@ def mfu(options: argparse.Namespace) -> dict[str, Any]:
     """One middle stage: its matrix operations of F and B, over their seconds and the device's peak."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from pipelab.clock import make_turn
+    from pipelab.clock import make_turn, measure
     from pipelab.memory import ActivationMeter
     from pipelab.randomness import Randomness
     from pipelab.stage import Stage
@@ -173,8 +173,8 @@ def mfu(options: argparse.Namespace) -> dict[str, Any]:
     turn = make_turn(torch.device(options.device))
     times = []
     for _ in range(3 if options.quick else 30):
-        _, forward = turn.measure(lambda: stage.forward(0, x, 0))
-        _, backward = turn.measure(lambda: stage.backward(0, gradient))
+        _, forward = measure(turn, lambda: stage.forward(0, x, 0))
+        _, backward = measure(turn, lambda: stage.backward(0, gradient))
         times.append((forward, backward))
     forward, backward = (sorted(each)[len(times) // 2] for each in zip(*times, strict=True))
     flops = counter.get_total_flops()

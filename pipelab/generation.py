@@ -19,7 +19,7 @@ from pipelab.kv_cache import KVCache
 from pipelab.lower import lower
 from pipelab.mesh import Mesh
 from pipelab.models import Block, Embedding, Head
-from pipelab.ranks import Job
+from pipelab.ranks import Job, usable_device
 from pipelab.schedule import Schedule
 from pipelab.schedules import build
 from pipelab.simulate import simulate
@@ -134,11 +134,12 @@ def generate(
     (torch.Size([2, 4]), 2, 2)
     """
     groups = _checked(model, prompts, tokens, len(prompts) if in_flight is None else in_flight)
+    device = usable_device(device)
     model.to(device)
     caches: dict[str, KVCache] = {}
     read = build("inference", ranks, groups)
     job = Job(
-        model=model, program=lower(read), mesh=Mesh(pp=ranks), device=torch.device(device), clock=clock, link=link,
+        model=model, program=lower(read), mesh=Mesh(pp=ranks), device=device, clock=clock, link=link,
         at=at, timeout=timeout,
     )  # fmt: skip
     through = partial(_through, job, caches)
@@ -194,9 +195,9 @@ def _checked(model: nn.Sequential, prompts: Tensor, tokens: int, groups: int) ->
     if prompts.dim() != 2 or not prompts.numel() or prompts.dtype != torch.int64:
         got = f"{prompts.dtype} {list(prompts.shape)}"
         raise ValueError(f"prompts are token ids, int64 [sequences, tokens], at least one of each: got {got}")
-    if not isinstance(tokens, int) or tokens < 1:
+    if type(tokens) is not int or tokens < 1:
         raise ValueError(f"tokens must be a whole number of at least 1: got {tokens!r}")
-    if not isinstance(groups, int) or not 1 <= groups <= len(prompts):
+    if type(groups) is not int or not 1 <= groups <= len(prompts):
         raise ValueError(f"in_flight must be from 1 to {len(prompts)}, the number of prompts: got {groups!r}")
     needed, context = prompts.shape[1] + tokens - 1, layers[0].position.num_embeddings
     if needed > context:

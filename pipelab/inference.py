@@ -13,7 +13,7 @@ from pipelab.evaluation import ForwardStage, in_evaluation_mode
 from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import lower
 from pipelab.mesh import Mesh
-from pipelab.ranks import Job
+from pipelab.ranks import Job, usable_device
 from pipelab.run import Run
 from pipelab.schedule import Schedule
 from pipelab.training import run_here
@@ -54,7 +54,7 @@ def evaluate(
     if not batches:
         raise ValueError("there is no batch to evaluate; give at least one (inputs, targets)")
     job = Job(
-        model=model, program=lower(schedule), mesh=Mesh(pp=schedule.ranks), device=torch.device(device), clock=clock,
+        model=model, program=lower(schedule), mesh=Mesh(pp=schedule.ranks), device=usable_device(device), clock=clock,
         loss=loss, link=link, at=at, timeout=timeout, make_stage=ForwardStage,
     )  # fmt: skip
     with in_evaluation_mode(model):

@@ -98,6 +98,14 @@ class Job:
         return find_ties(self.slices)
 
 
+def usable_device(name: str | torch.device) -> torch.device:
+    """The device of this name. Raises ValueError when it is a GPU and there is none."""
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: torch sees no CUDA device here; use device='cpu'")
+    return device
+
+
 class Ranks(ABC):
     """The ranks of a run that live in this process; a context, so that all they take is given back.
 

@@ -10,9 +10,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from pipelab.asynchronous import check_stream, train_without_flush
 from pipelab.costs import Link, Network
+from pipelab.device_mesh import from_device_mesh
 from pipelab.evaluation import Evaluation
 from pipelab.feed import Feed, InOrder, Listener, OfStep, Spans, Started, StepBegun, StepEnded, Tell, nobody
 from pipelab.fit import check_fit
@@ -24,7 +26,7 @@ from pipelab.message_order import check_messages
 from pipelab.optimizer import Optimizer, adamw
 from pipelab.partition import cut
 from pipelab.process_rank import ProcessRank
-from pipelab.ranks import Job, Ranks
+from pipelab.ranks import Job, Ranks, usable_device
 from pipelab.run import Run
 from pipelab.schedule import Schedule
 from pipelab.tensor_parallel import check_tensor_shards
@@ -51,7 +53,7 @@ def train(
     model: nn.Sequential,
     batches: Iterable[Batch],
     schedule: Schedule,
-    mesh: Mesh | None = None,
+    mesh: Mesh | DeviceMesh | None = None,
     *,
     loss: Loss = cross_entropy,
     optimizer: Optimizer = adamw,
@@ -93,9 +95,10 @@ def train(
     `clip` bounds the norm of all gradients together, `rate(step)` is a factor of the learning rate.
     A schedule without a flush, such as pipedream, takes all batches at once; see `asynchronous`.
 
-    On a `mesh` with dp replicas and tp tensor shards the same model is trained by dp x pp x tp ranks (see
-    `data_parallel`, `tensor_parallel`); with `zero` each replica updates, and keeps the optimizer's state of, one share
-    of the weights; with `sequence_parallel` tensor shards share the tokens where they do not share the features.
+    On a `mesh` (or torch DeviceMesh) with dp replicas and tp tensor shards the same model is trained by dp x pp x tp
+    ranks (see `data_parallel`, `tensor_parallel`); with `zero` each replica updates, and keeps the optimizer's state
+    of, one share of the weights; with `sequence_parallel` tensor shards share the tokens where they do not share the
+    features.
 
     transport="memory" plays all ranks in this process. With "gloo" (CPU) or "nccl" (a GPU each) they are processes: in
     one that torchrun started, `train` runs its rank, and every rank calls it with the same arguments; otherwise it
@@ -116,13 +119,13 @@ def train(
         raise ValueError(f"{schedule.name} has no backward, so nothing is learned; it is for pipelab.inference")
     if not schedule.flush:
         check_stream(schedule, watch)
-    mesh = mesh or Mesh(pp=schedule.ranks)
+    mesh = _mesh(mesh, schedule)
     _refuse_mesh(mesh, schedule, link)
     check_tensor_shards(model, mesh.tp, sequence_parallel=sequence_parallel)
     _refuse_update(mesh, clip, zero, sequence_parallel)
     if autocast not in (None, torch.bfloat16):
         raise ValueError(f"autocast is torch.bfloat16, which needs no scaling of the loss, or None: got {autocast}")
-    device = torch.device(device)
+    device = usable_device(device)
     _refuse_machine(transport, device, comm, mesh, clock, link)
     job = Job(
         model=model, program=lower(schedule, mesh), mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
@@ -223,6 +226,14 @@ def _values(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *model.state_dict().values()]
 
 
+def _mesh(mesh: Mesh | DeviceMesh | None, schedule: Schedule) -> Mesh:
+    if mesh is None or isinstance(mesh, Mesh):
+        return mesh or Mesh(pp=schedule.ranks)
+    if isinstance(mesh, DeviceMesh):
+        return from_device_mesh(mesh)
+    raise ValueError(f"mesh is a pipelab.Mesh or a torch DeviceMesh, as in Mesh(dp=2, pp=4): got {mesh!r}")
+
+
 def _refuse_mesh(mesh: Mesh, schedule: Schedule, link: Link | Network) -> None:
     if mesh.pp != schedule.ranks:
         raise ValueError(f"the mesh has pp={mesh.pp} and the schedule {schedule.ranks} ranks; make them equal")
@@ -251,8 +262,8 @@ def _refuse_machine(
         raise ValueError(f"transport {transport} is not there; it is one of {', '.join(CLOCKS)}")
     if comm not in COMMUNICATION:
         raise ValueError(f"comm is {' or '.join(map(repr, COMMUNICATION))}: got {comm!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device}: torch sees no CUDA device here; use device='cpu'")
+    if torch.is_autocast_enabled(device.type):
+        raise ValueError("torch.autocast around train does not reach its ranks; give train autocast=torch.bfloat16")
     if transport == "nccl" and clock == "virtual":
         raise ValueError("transport nccl runs on the wall clock; use memory or gloo for virtual time")
     if transport == "nccl" and link != Link():

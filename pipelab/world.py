@@ -25,12 +25,22 @@ VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def is_rank(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process was started as one rank of several, as torchrun starts them.
+    """Whether this process was started as one rank of several, as torchrun starts them. Raises ValueError where the
+    variables make no sense.
 
     >>> is_rank({}), is_rank({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"})
     (False, True)
     """
-    return all(environment.get(name) for name in VARIABLES)
+    found = [environment.get(name) for name in VARIABLES]
+    if not all(found):
+        return False
+    rank, size, _, port = map(str, found)
+    if not (rank.isdecimal() and size.isdecimal() and port.isdecimal() and int(rank) < int(size)):
+        raise ValueError(
+            f"RANK={rank}, WORLD_SIZE={size} and MASTER_PORT={port} do not say which rank this process is; start it"
+            " with torchrun, or unset them"
+        )
+    return True
 
 
 def is_first() -> bool:

@@ -699,3 +699,28 @@ def test_processes_that_torchrun_started_do_not_each_measure_a_cut_of_their_own(
     }.items():
         monkeypatch.setenv(name, value)
     assert_refused(pipelab(*train("--pp", 2, "--balance", "time")), "--balance time measures", "--layout")
+
+
+@pytest.mark.parametrize("module", ["pipelab.cli.parser", "torch"])
+def test_control_c_while_modules_are_loaded_is_one_line_too(tmp_path, module):
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Press:\n"
+        f"    def find_spec(self, name, *_): name == {module!r} and os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Press())\n"
+        f"sys.argv = {['pipelab', *map(str, train())]!r}\n"
+        "runpy.run_module('pipelab', run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, env=ENVIRONMENT
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "pipelab: interrupted\n")
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "MASTER_PORT"])
+def test_a_variable_of_torchrun_that_is_no_number_is_refused_in_a_sentence(pipelab, monkeypatch, name):
+    fine = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for variable, value in {**fine, name: "x"}.items():
+        monkeypatch.setenv(variable, value)
+    answer = pipelab(*train("--pp", 2, "--transport", "gloo"))
+    assert_refused(answer, f"{name}=x", "start it with torchrun, or unset them", status=2)

@@ -114,6 +114,7 @@ def model_without(model, cache, tokens):
     "changed, sentence",
     [
         ({"tokens": 0}, "tokens must be a whole number of at least 1: got 0"),
+        ({"tokens": True}, "tokens must be a whole number of at least 1: got True"),
         ({"tokens": 17}, "need 25 places, and the context has 24"),
         ({"in_flight": 7}, "in_flight must be from 1 to 6"),
         ({"in_flight": 0}, "in_flight must be from 1 to 6"),

@@ -11,6 +11,7 @@ from torch.nn import functional
 import pipelab as pl
 from pipelab.data import Batches, load_text
 from pipelab.explain import explain
+from pipelab.generation import generate
 from pipelab.inference import evaluate
 from pipelab.models import GPTConfig, build_model
 from pipelab.show.memory import in_flight_curve
@@ -114,3 +115,11 @@ def test_an_explanation_recommends_neither_relative_and_explains_generation():
     assert advised and not any("inference" in change.what or "pipedream" in change.what for change in advised)
     starving = explain(pl.simulate(pl.build("inference", 4, 12, groups=2), pl.Costs.uniform()))
     assert "before 0F2" in str(starving) and "waits for 3F0" in str(starving)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_there_is_refused_in_training_s_words():
+    with pytest.raises(ValueError, match="device cuda: torch sees no CUDA device here; use device='cpu'"):
+        evaluate(build_model(SMALL), batches(2), pl.build("inference", 2, 2), device="cuda")
+    with pytest.raises(ValueError, match="device cuda: torch sees no CUDA device here; use device='cpu'"):
+        generate(build_model(SMALL), torch.zeros(1, 1).long(), tokens=1, ranks=2, device="cuda")

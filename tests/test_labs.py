@@ -439,3 +439,25 @@ def test_exercise_20_begins_unsolved_and_can_be_solved(names, reached):
     kinds = {"gate": ColumnParallelLinear, "up": ColumnParallelLinear, "down": RowParallelLinear}
     cells = ["imports", "my-layer", "my-plan", "my-check"]
     assert said("20", cells, my_plan={name: kinds[name] for name in names}).endswith(": reached\n") == reached
+
+
+@pytest.mark.parametrize(
+    ("mesh", "reached"),
+    [
+        (pl.Mesh(pp=1, tp=4, dp=2), False),
+        (pl.Mesh(pp=2, tp=2, dp=2), False),
+        (pl.Mesh(dp=8), False),
+        (pl.Mesh(pp=2, dp=4), True),
+    ],
+    ids=["given", "one axis too many", "replicas alone", "stages inside"],
+)
+def test_exercise_21_begins_unsolved_and_can_be_solved(mesh, reached):
+    given = {"microbatches": 4, "steps": 1, "layers": 6, "mesh": pl.Mesh(pp=2), "slow": pl.Link(2e-4, 2e8)}
+    cells = ["imports", "same-run", "my-check"]
+    assert (": reached" in said("21", cells, my_mesh=mesh, **given).splitlines()[-1]) == reached
+
+
+def test_lab_21_holds_with_an_odd_number_of_micro_batches(tmp_path):
+    lab = find_labs("21")[0]
+    result = run_lab(lab, tmp_path / lab.name, {"microbatches": 3, "steps": 1, "layers": 4})
+    assert result.ok, result.error

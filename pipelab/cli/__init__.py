@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from pipelab.cli import bench, doctor, export, labs, schedules, simulate, train
 from pipelab.cli.parser import CommandError, Parser
+from pipelab.interrupt import LINE, STATUS, leaving_at_once
 
 COMMANDS = {
     "schedules": schedules,
@@ -41,15 +42,16 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and give its exit status."""
-    options = build_parser().parse_args(arguments)
+    with leaving_at_once():
+        options = build_parser().parse_args(arguments)
     if options.command is None:
         print(f"pipelab: choose a command: {', '.join(COMMANDS)} (pipelab COMMAND --help tells more)", file=sys.stderr)
         return 2
     try:
         return int(options.run(options) or 0)
     except KeyboardInterrupt:
-        print("pipelab: interrupted", file=sys.stderr)
-        return 130
+        print(LINE, file=sys.stderr)
+        return STATUS
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has gone; there is nobody left to tell
         return 1

@@ -23,6 +23,7 @@ from pipelab.cli.shape import add_special, schedule_from_file, special
 from pipelab.cli.trace_file import trace_text
 from pipelab.costs import Costs
 from pipelab.explain import explain
+from pipelab.interrupt import leaving_at_once
 from pipelab.mesh import Mesh
 from pipelab.schedule import Schedule
 from pipelab.schedules import SCHEDULES, build
@@ -128,9 +129,10 @@ def _asked_schedule(options: argparse.Namespace) -> Schedule:
 
 
 def _refuse_what_is_not_there(options: argparse.Namespace) -> None:
-    import torch
+    with leaving_at_once():
+        import torch
 
-    from pipelab.training import CLOCKS
+        from pipelab.training import CLOCKS
 
     if options.transport not in CLOCKS:
         raise CommandError(f"--transport {options.transport} is not there; it is one of {', '.join(CLOCKS)}")
