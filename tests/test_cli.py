@@ -367,6 +367,20 @@ def test_train_check_gives_exactly_the_fields_of_the_contract_and_no_difference(
     assert answer["max_parameter_difference"] <= (1e-12 if name == "looped-bfs" else 0)
 
 
+@pytest.mark.parametrize("transport", ["memory", "gloo"])
+def test_a_mesh_trains_the_uncut_model_and_tells_the_bytes_of_each_axis(pipelab, transport):
+    mesh = ["--pp", 2, "--tp", 2, "--dp", 2, "--zero", "--tie-embeddings", "--sequence-parallel", "--clip", 1]
+    shape = ["--schedule", "zb-h1", "--microbatches", 3, "--steps", 2, "--transport", transport]
+    answer = pipelab(*TINY, *shape, *mesh, "--check", "--json").json
+    assert answer["mesh"] == {"pp": 2, "tp": 2, "dp": 2}
+    assert answer["max_parameter_difference"] < 1e-12
+    assert len(answer["pids"]) == len(answer["peak_activation_bytes"]) == len(answer["sent"]) == 8
+    assert len(set(answer["pids"])) == (1 if transport == "memory" else 8)
+    first = answer["sent"][0]
+    assert set(first) == {"pp", "tp", "dp", "tie"} and set(first["dp"]) >= {"reduce_scatter", "all_gather"}
+    assert first["pp"]["send_f"]["times"] == 3 and types_of(first["pp"]["send_f"]["bytes"]) == {int}
+
+
 def test_training_without_a_flush_tells_the_staleness_and_the_memory_of_the_versions(pipelab):
     shape = ["--schedule", "pipedream", "--pp", 3, "--microbatches", 4, "--steps", 2]
     versions = pipelab(*TINY, *shape, "--json").json["versions"]
