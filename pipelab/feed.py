@@ -8,6 +8,7 @@ The values are those of the final `Run`, and every span and point comes once. In
 while it goes on, ten times a second; in wall-clock time each rank's come when its step is over, for its clock knows
 them only then; over gloo a send then ends as it departs, for where it landed is known when all is gathered (`flights`).
 Under torchrun the listener of rank 0 is called; the spans of the others come at the end of each step.
+Without a flush a run is one long step of spans, step 0, and the losses of its steps come meanwhile.
 A step that breaks off is told as far as it was executed; only of processes that are killed, as all others are when one
 fails or the stop button is pressed, the last tenth of a second may be missing.
 
@@ -144,17 +145,23 @@ class Feed:
             return
         with self._changed:
             if len(self._events) >= self._room:
-                self._drop_oldest()
+                self._drop(BEFORE, _step_of(self._events[0]))
             if _step_of(event) <= self._lost:
                 self.dropped += 1
                 return
             self._events.append(event)
             self._changed.notify()
 
-    def _drop_oldest(self) -> None:
-        """Drop the oldest event and all of its step, also what is yet to come: the rest would pass for a whole step."""
-        self._lost = max(self._lost, _step_of(self._events[0]))
-        left = [event for event in self._events if _step_of(event) > self._lost]
+    def miss(self, events: int, first: int, last: int) -> None:
+        """So many events, of the steps from `first` to `last`, were lost on their way here."""
+        with self._changed:
+            self.dropped += events
+            self._drop(first, last)
+
+    def _drop(self, first: int, last: int) -> None:
+        """Drop all of these steps, also what is yet to come: the rest would pass for a whole step."""
+        self._lost = max(self._lost, last)
+        left = [event for event in self._events if not first <= _step_of(event) <= last]
         self.dropped += len(self._events) - len(left)
         self._events = deque(left)
 
@@ -184,12 +191,13 @@ class Feed:
 class InOrder:
     """Puts together what processes post, each in its own order: a step ends after its spans, and before the next.
 
-    Posts are numbered, so that those which a rank had no room for are counted. A context around the run: at its end all
-    that still waits is handed over.
+    Posts are numbered: those which a rank had no room for are counted, and of their steps nothing is told. A context
+    around the run: at its end all that still waits is handed over.
     """
 
-    def __init__(self, feed: Feed, ranks: int) -> None:
+    def __init__(self, feed: Feed, ranks: int, *, flush: bool = True) -> None:
         self._feed = feed
+        self._flush = flush
         self._heard = [-1] * ranks
         self._told = [-1] * ranks
         self._step, self._begun = 0, -1
@@ -197,12 +205,15 @@ class InOrder:
 
     def hear(self, rank: int, number: int, event: OfStep) -> None:
         """Take a post of a rank, and hand over what may be told by now."""
-        self._feed.dropped += number - self._heard[rank] - 1
-        self._heard[rank] = number
+        missed, self._heard[rank] = number - self._heard[rank] - 1, number
+        if missed:  # of the step of this event, or of earlier ones that are not over
+            self._feed.miss(missed, self._step, event.step)
+            self._step = max(self._step, event.step + 1)
+        if not self._flush:  # one long step has no order
+            return self._feed.put(event)
         if isinstance(event, Spans) and event.last:
             self._told[rank] = event.step
         self._waiting.append(event)
-        self._step = max(self._step, event.step - 1)  # ranks meet after each step, so the one before that is over
         while self._pass_on():
             self._step += 1
 

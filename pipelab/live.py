@@ -15,7 +15,7 @@ class Live:
     first). `losses` has the loss of every step that is over. `current` is the trace of the step that goes on, as far as
     it is known, with a row for each global rank, and `trace` that of the last whole step (None before). `held` and
     `peaks` are activation bytes by rank: those held at the last known moment, and the most so far. `targets` is how
-    many targets (tokens) the last step had.
+    many targets (tokens) the last step had. Without a flush all steps are one, which is whole when the run is over.
 
     >>> from pipelab import Action, build
     >>> from pipelab.mesh import Mesh
@@ -54,15 +54,22 @@ class Live:
                 self._count(event.rank, [held for _, held in event.memory])
             case StepEnded():
                 self.losses.append(event.loss)
-                self.targets, self.trace = event.targets, self.current
+                self.targets = event.targets if self._flush else self.targets + event.targets
+                self.trace = self.current if self._flush else None
             case Ended():
                 self.ended = event
+                if not (self._flush or event.error or event.dropped):
+                    self.trace = self.current
 
     def _count(self, rank: int, held: list[int]) -> None:
         if held:
             most = max(self.peaks[rank], *held)
             self.held = (*self.held[:rank], held[-1], *self.held[rank + 1 :])
             self.peaks = (*self.peaks[:rank], most, *self.peaks[rank + 1 :])
+
+    @property
+    def _flush(self) -> bool:
+        return self.started is None or self.started.schedule.flush
 
     @property
     def current(self) -> Trace | None:

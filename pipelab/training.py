@@ -190,7 +190,7 @@ def _launch(job: Job, batches: list[Batch], on_step: OnStep | None, feed: Feed) 
     cut(job.model, job.program.schedule.stages, at=job.at)  # refuses what does not fit before a process is started
     for step, batch in enumerate(batches):
         split_batch(step, batch, job.mesh.dp * job.program.schedule.microbatches)
-    with InOrder(feed, job.mesh.size) as order:
+    with InOrder(feed, job.mesh.size, flush=job.program.schedule.flush) as order:
 
         def on_post(rank: int, numbered: tuple[int, OfStep]) -> None:
             order.hear(rank, *numbered)

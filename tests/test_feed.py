@@ -19,6 +19,7 @@ from pipelab.action import parts
 from pipelab.failure import RunError
 from pipelab.feed import Ended, Feed, InOrder, Spans, Started, StepBegun, StepEnded
 from pipelab.flights import landings
+from pipelab.live import Live
 from pipelab.models import GPT, GPTConfig
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +87,21 @@ def test_steps_follow_each_other_and_hold_their_spans(transport, clock):
     for event in heard[1:-1]:
         step = event.step if isinstance(event, StepBegun) else step
         assert event.step == step
+
+
+@pytest.mark.parametrize("transport", ["memory", "gloo"])
+def test_without_a_flush_losses_come_meanwhile_and_the_one_long_step_is_whole_at_the_end(transport):
+    live, traces = Live(), []
+
+    def listener(event):
+        live(event)
+        traces.append(live.trace)
+
+    schedule = pl.build("pipedream", 3, 4)
+    run = pl.train(gpt(), batches(), schedule, transport=transport, feed=listener)
+    assert live.losses == run.losses
+    assert live.trace == run.trace and traces[:-1] == [None] * (len(traces) - 1)
+    assert live.targets == 3 * 8 * 5
 
 
 def test_in_virtual_time_spans_come_while_the_step_goes_on(monkeypatch):
@@ -332,17 +348,20 @@ def test_posts_of_ranks_are_put_in_order_whoever_is_heard_first(seed):
     assert heard[-1] == Ended("", 0)
 
 
-def test_posts_that_a_rank_had_no_room_for_are_counted_and_block_nothing():
-    heard, posts = [], run_of_posts(2, 3)
-    dropped = {(0, 5), (0, 8), (0, 9), (1, 5)}  # of step 1: its beginning, its end, and the last spans of both ranks
-    with pytest.warns(RuntimeWarning, match="4 events were dropped"), Feed(heard.append) as events, \
+@pytest.mark.parametrize("lost", [{(0, 5)}, {(0, 7)}, {(0, 9)}, {(1, 3)}, {(1, 5)}, {(0, 5), (0, 8), (0, 9), (1, 5)}])
+def test_posts_that_a_rank_had_no_room_for_are_counted_and_no_step_with_a_gap_is_told(lost):
+    heard, posts = [], run_of_posts(2, 5)
+    in_steps = sorted((event.step, rank, number, event) for rank in posts for number, event in posts[rank])
+    with pytest.warns(RuntimeWarning, match="events were dropped"), Feed(heard.append) as events, \
             InOrder(events, 2) as order:  # fmt: skip
-        for rank in (0, 1):
-            for number, event in posts[rank]:
-                if (rank, number) not in dropped:
-                    order.hear(rank, number, event)
-    assert [event.step for event in heard if isinstance(event, StepEnded)] == [0, 2]
-    assert heard[-1].dropped == 4
+        for _, rank, number, event in in_steps:
+            if (rank, number) not in lost:
+                order.hear(rank, number, event)
+    ends = [event.step for event in heard if isinstance(event, StepEnded)]
+    assert ends[0] == 0 and ends[-1] == 4 and 1 not in ends  # all that is lost is of step 1
+    for step in ends:
+        assert len([event for event in heard[:-1] if event.step == step]) == 2 + 2 * 3
+    assert heard[-1].dropped + len(heard) - 1 == len(in_steps)
 
 
 TORCHRUN = """

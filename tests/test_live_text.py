@@ -64,6 +64,15 @@ def test_a_step_that_goes_on_keeps_the_scale_of_the_last_whole_one():
     assert all(before.startswith(bar) for before, bar in zip(whole, bars, strict=True))
 
 
+def test_a_late_rank_stands_in_its_place_also_when_it_is_heard_of_first():
+    live, schedule = Live(), pl.build("gpipe", 2, 2)
+    spans = pl.simulate(schedule, pl.Costs.uniform()).spans
+    live(Started(schedule, Mesh(pp=2), "virtual", "memory"))
+    live(StepBegun(0))
+    live(Spans(0, 1, tuple(span for span in spans if span.rank == 1)[:1], (), False))  # 1F0 from 1 to 2
+    assert picture(live, 80, 24)[2].partition("1  ")[2].index("F") == (80 - 1 - len("rank 1  ")) // 2 + 1
+
+
 @pytest.mark.parametrize(("columns", "rows"), [(80, 24), (24, 6), (10, 2), (300, 4)])
 def test_the_picture_fits_the_terminal(columns, rows):
     live = Live()

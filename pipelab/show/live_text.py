@@ -8,7 +8,7 @@ from typing import TextIO
 from pipelab.feed import Ended, Event, StepEnded
 from pipelab.live import Live
 from pipelab.show.text import NARROWEST, rank_lines
-from pipelab.units import CLOCK_NAMES, bubbles_text, time_unit
+from pipelab.units import CLOCK_NAMES, bubbles_text, origin, time_unit
 
 EVERY = 0.1
 """Seconds between two pictures."""
@@ -63,8 +63,8 @@ def picture(live: Live, columns: int, rows: int) -> list[str]:
     schedule, clock = live.started.schedule, CLOCK_NAMES[live.started.clock]
     state = f"step {live.step}" if live.step >= 0 else "warm-up"
     shown = current if any(current.compute) or live.trace is None else live.trace
-    whole = live.trace.makespan if live.trace is not None else 0
-    lines = rank_lines(shown, width, max(whole, shown.makespan))
+    until = max(origin(trace) + trace.makespan for trace in (shown, live.trace or shown))
+    lines = rank_lines(shown, width, until)
     if (more := len(lines) - max(rows - 5, 1)) > 0:
         lines = [*lines[:-more], f"and {more} more ranks"]
     return [

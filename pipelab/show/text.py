@@ -43,7 +43,7 @@ def timeline_text(trace: Trace, width: int = 100) -> str:
         raise ValueError(f"a timeline needs a width of at least {NARROWEST} columns: got {width}")
     margin, unit = _margin(trace), time_unit([trace])
     columns = _columns(trace, width - margin)
-    lines, roomy = _rank_lines(trace, columns, trace.makespan)
+    lines, roomy = _rank_lines(trace, columns, origin(trace), trace.makespan)
     lines.append(f"{unit.name or 'time':<{margin}}{_ruler(unit.of(trace.makespan), columns, width - margin)}")
     lines += _wrapped(_legend(trace, roomy), width)
     lines += _wrapped([re.sub("(?<![,:;]) ", HOLD, f"{trace.schedule}, {figures_text(trace, unit)}")], width)
@@ -51,20 +51,20 @@ def timeline_text(trace: Trace, width: int = 100) -> str:
 
 
 def rank_lines(trace: Trace, width: int, until: Number) -> list[str]:
-    """The lines of the ranks alone, with room to the time `until`: a step that goes on keeps its scale as it grows."""
-    return _rank_lines(trace, max(width - _margin(trace), 1), until)[0]
+    """The lines of the ranks alone, from time 0 to the time `until`: a step that goes on keeps its place and scale as
+    it grows, whichever rank is heard of first."""
+    return _rank_lines(trace, max(width - _margin(trace), 1), 0, until)[0]
 
 
 def _margin(trace: Trace) -> int:
     return len(f"rank {trace.ranks - 1}  ")
 
 
-def _rank_lines(trace: Trace, columns: int, until: Number) -> tuple[list[str], bool]:
-    """A line a rank in which `columns` are the time `until`, and whether there was room for bars."""
-    first = origin(trace)
+def _rank_lines(trace: Trace, columns: int, first: Number, length: Number) -> tuple[list[str], bool]:
+    """A line a rank in which `columns` are so long a time since `first`, and whether there was room for bars."""
 
     def position(time: Number) -> Number:
-        return (time - first) * columns / until if until else 0
+        return (time - first) * columns / length if length else 0
 
     letter, roomy, margin = _letters(trace), _roomy(trace, position), _margin(trace)
     draw = _bars if roomy else _columns_of_letters
