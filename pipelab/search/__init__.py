@@ -24,7 +24,7 @@ from pipelab.search.greedy import Played, dispatch
 from pipelab.search.improve import improve
 from pipelab.search.ladder import BRIEF, GLANCE, THOROUGH, fits, ladder
 from pipelab.search.problem import Limits, Problem, Rows
-from pipelab.search.waves import waves
+from pipelab.search.waves import waves, waves_within
 from pipelab.search.words import words
 from pipelab.trace import Number, ratio
 
@@ -141,7 +141,17 @@ def _shortest(problem: Problem) -> Known:
             break
         at_rung, effort = rungs[number]
         best = min(best, _search(at_rung, effort, _best_named(named, at_rung), enough), key=_length)
+    if problem.chunks == 1 and best.length > enough:
+        for played in waves_within(problem, best.length):
+            best = min(best, _known(problem, played), key=_length)
+            if best.length <= enough:
+                break
     return best
+
+
+def _known(problem: Problem, played: Played) -> Known:
+    rows = problem.numbered(played.rows)
+    return Known(problem.measure(problem.play(rows)), rows)
 
 
 def _search(problem: Problem, effort: int, named: Known, enough: Number) -> Known:
@@ -149,8 +159,7 @@ def _search(problem: Problem, effort: int, named: Known, enough: Number) -> Know
     best = named
     for played in _played(problem, effort):
         if problem.length(played.ends) < best.length:
-            rows = problem.numbered(played.rows)
-            best = Known(problem.measure(problem.play(rows)), rows)
+            best = _known(problem, played)
             if best.length <= enough:
                 return best
     plays = min(PLAYS, REPLAYED // problem.actions)

@@ -3,15 +3,20 @@
 After a warm-up, each wave gives every rank one F and then one I, with W where they fit before a message or where
 memory demands them (the heuristic of ZB-1p and ZB-2p: Qi et al. 2024, section 3.1). A rank may leave a gap open,
 rather than delay its message by a W, as long as it has idled less than the rank that idled most. Three habits,
-each on or off, make eight schedules. Read next: `ladder`.
+each on or off, make eight schedules.
+
+More memory can make a wave longer. So what counts is the shortest wave within any limit up to one's own (`deepest`
+says why that takes few waves). Read next: `ladder`.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product, takewhile
 from typing import NamedTuple
 
 from pipelab.action import F, I, W
-from pipelab.search.greedy import Played
+from pipelab.search.bound import ROUNDING, bound
+from pipelab.search.greedy import NEVER, Played
 from pipelab.search.problem import Problem
 from pipelab.trace import Number
 
@@ -24,23 +29,48 @@ class Habits(NamedTuple):
     fill: bool
 
 
-def waves(problem: Problem) -> Iterator[Played]:
-    """The published heuristic with each set of habits; none where its waves do not fit into the memory.
+def waves(problem: Problem, shorter_than: Number = NEVER) -> Iterator[Played]:
+    """The published heuristic with each set of habits, where it is shorter; none where it does not fit into the memory.
 
     >>> from pipelab.placement import Placement
     >>> ["".join(row) for row in next(waves(Problem.of(Placement.loop(2), 3, memory_limit=3))).rows]
     ['FFFIWIWIW', 'FIFIFIWWW']
     """
-    for habits in product((True, False), repeat=3):
-        wave = _Wave(problem, Habits(*habits))
+    for habits in HABITS:
+        wave = _Wave(problem, habits, shorter_than)
         if wave.run():
             yield Played(wave.rows, wave.clock)
+
+
+def waves_within(problem: Problem, shorter_than: Number) -> Iterator[Played]:
+    """The waves of all limits, the same for all ranks, up to the problem's own: each shorter than all before it.
+
+    A wave tells the least limit within which it would have gone the same way, so the next limit to try lies below that.
+
+    >>> from pipelab.placement import Placement
+    >>> costs = Costs.uniform(F=3, I=0, W=2)
+    >>>
+    """
+    for habits in HABITS:
+        limit = min(problem.limits)
+        while limit >= problem.one:
+            within = replace(problem, limits=(limit,) * problem.ranks)
+            if bound(within) >= shorter_than:
+                break
+            wave = _Wave(within, habits, shorter_than)
+            if wave.run():
+                yield Played(wave.rows, wave.clock)
+                shorter_than = min(shorter_than, problem.length(wave.clock))
+            limit = wave.needed - 1
+
+
+HABITS = tuple(Habits(*habits) for habits in product((True, False), repeat=3))
 
 
 class _Wave:
     """The state of all ranks: letters, clock, memory held and time idled, and when each F and I ended."""
 
-    def __init__(self, problem: Problem, habits: Habits) -> None:
+    def __init__(self, problem: Problem, habits: Habits, shorter_than: Number) -> None:
         P = problem.ranks
         self.problem, self.limits, self.habits = problem, problem.limits, habits
         self.rows: list[list[str]] = [[] for _ in range(P)]
@@ -51,9 +81,17 @@ class _Wave:
         self.forwards: list[list[Number]] = [[] for _ in range(P)]
         self.gradients: list[list[Number]] = [[] for _ in range(P)]
         self.weights = [0] * P
+        self.needed = problem.one
+        """With this limit, the same for all ranks, or any between, it would have gone the same way so far."""
+        if isinstance(shorter_than, float):
+            shorter_than *= 1 + ROUNDING
+        ends = zip(problem.offset, problem.start, problem.work, strict=True)
+        self.spare = [shorter_than + offset - start - work for offset, start, work in ends]
+        """How long each rank may idle."""
+        self.late = False
 
     def run(self) -> bool:
-        """Play the warm-up and all waves; False where a rank lacks the memory, or its forward, when its turn comes."""
+        """Play the warm-up and all waves; False where a rank lacks memory, time, or its forward when its turn comes."""
         ranks = range(self.problem.ranks)
         for rank in ranks:
             self._forward(rank)
@@ -62,11 +100,12 @@ class _Wave:
                 self._forward(rank)
         for rank in reversed(ranks):
             self._gradient(rank)
-        if not all(self._down() and self._up(microbatch) for microbatch in range(1, self.problem.microbatches)):
-            return False
+        for microbatch in range(1, self.problem.microbatches):
+            if self.late or not (self._down() and self._up(microbatch)):
+                return False
         for rank in ranks:
             self._weights_left(rank)
-        return True
+        return not self.late
 
     def _down(self) -> bool:
         """One more forward on the last ranks, up to the first that would rather wait."""
@@ -97,6 +136,7 @@ class _Wave:
         own = self.forwards[rank]
         arrival = self.forwards[rank - 1][len(own)] + self.problem.hop_down[rank - 1] if rank else 0
         own.append(self._do(rank, F, arrival, self.problem.F[rank], self.problem.one))
+        self.needed = max(self.needed, self.held[rank])
 
     def _gradient(self, rank: int) -> None:
         own = self.gradients[rank]
@@ -113,6 +153,7 @@ class _Wave:
         if start > self.clock[rank] and self.rows[rank]:
             self.idle[rank] += start - self.clock[rank]
             self.most_idle = max(self.most_idle, self.idle[rank])
+            self.late = self.late or self.idle[rank] >= self.spare[rank]
         self.clock[rank] = start + took
         self.held[rank] += memory
         self.rows[rank].append(kind)
@@ -131,6 +172,7 @@ class _Wave:
                     break
                 more[rank] += 1
                 clock += f
+            self.needed = max(self.needed, self.held[rank] + more[rank] * problem.one)
             back = max(back, clock) + problem.I[rank]
         for rank in range(1, problem.ranks):
             if more[rank] >= more[rank - 1] and more[rank] < problem.microbatches - 1:
@@ -149,16 +191,19 @@ class _Wave:
         after = self.clock[rank + 1] + problem.F[rank + 1] + problem.I[rank + 1] + problem.hop_up[rank]
         if clock >= after:
             return False
-        pending = len(self.gradients[rank]) - self.weights[rank]
-        needed = min(self._weights_for_room(rank), pending)
-        fits = clock + problem.F[rank] + needed * problem.W[rank] <= after
+        fits = clock + problem.F[rank] + self._weights_for_room(rank) * problem.W[rank] <= after
         return fits or after - clock > self.most_idle - self.idle[rank]
 
     def _weights_for_room(self, rank: int) -> int:
-        missing = self.held[rank] + self.problem.one - self.limits[rank]
-        if missing <= 0:
-            return 0
-        return -(-missing // self.problem.weight) if self.problem.weight else self.problem.microbatches
+        """How many W make room for one more forward; all that are pending where these are too few."""
+        pending, weight = len(self.gradients[rank]) - self.weights[rank], self.problem.weight
+        more = self.held[rank] + self.problem.one
+        missing = max(0, more - self.limits[rank])
+        if missing > pending * weight:
+            return pending
+        count = -(-missing // weight) if missing else 0
+        self.needed = max(self.needed, more - count * weight)
+        return count
 
     def _make_room(self, rank: int) -> bool:
         while self.held[rank] + self.problem.one > self.limits[rank]:
