@@ -108,7 +108,7 @@ class Schedule:
         0F0 0F1 0B0 0B1
         1F0 1B0 1F1 1B1
         """
-        refuse_too_many(placement.stages, microbatches)
+        refuse_too_many(_stages(placement), microbatches)
         below = microbatches if drop_rest else MOST_ACTIONS
         rows: list[tuple[Element, ...]] = []
         for rank in range(placement.ranks):
@@ -137,7 +137,7 @@ class Schedule:
         """
         from pipelab.rule import word_by_rule  # a rule asks what is needed first, and so knows what a schedule is
 
-        refuse_too_many(placement.stages, microbatches, kinds=3)
+        refuse_too_many(_stages(placement), microbatches, kinds=3)
         words = word_by_rule(placement, microbatches, order, in_flight, costs)
         return cls.from_words(name, placement, microbatches, words.__getitem__)
 
@@ -230,6 +230,12 @@ def stagger(*streams: tuple[Sequence[Letter], int]) -> list[Letter]:
         for place, letter in enumerate(letters)
     ]
     return [letter for _, _, letter in sorted(timed)]
+
+
+def _stages(placement: Placement) -> int:
+    if not isinstance(placement, Placement):
+        raise ValueError(f"placement says which rank holds each stage, as Placement.loop(4): got {placement!r:.80}")
+    return placement.stages
 
 
 def _counted(before: Sequence[Sequence[Element]], word: Word, own: tuple[int, ...], below: int) -> list[Element]:

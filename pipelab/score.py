@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 from pipelab.costs import Costs
@@ -141,9 +142,11 @@ def _numbers(schedule: Schedule, target: Mapping[str, Any]) -> Mapping[str, Any]
     for quantity, value in target.items():
         if quantity not in QUANTITIES:
             raise ValueError(f"a target names {', '.join(QUANTITIES)}: got {quantity!r}")
+        if value is None:
+            raise ValueError(f"the target {quantity} has no number: got None; leave it out")
         if quantity == "peak_in_flight":
             limit_per_rank(schedule.ranks, schedule.microbatches, value, what=quantity)
-        elif isinstance(value, bool | str) or not value >= 0:
+        elif isinstance(value, bool) or not isinstance(value, int | float | Fraction) or not value >= 0:
             raise ValueError(f"the target {quantity} is a time of at least 0: got {value!r}")
     return target
 

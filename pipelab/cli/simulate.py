@@ -16,6 +16,9 @@ from pipelab.schedule import Schedule
 from pipelab.simulate import simulate
 from pipelab.trace import BUBBLES, Trace, number
 
+HINTED = 1000
+"""Ranks times micro-batches up to which zb-auto looks whether two stages a rank are shorter: a moment's work."""
+
 EXAMPLE = "pipelab simulate 1f1b --ranks 4 --microbatches 8 --F 1 --I 1 --W 1"
 
 
@@ -42,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
         more = {"explanation": explanation.as_dict()} if explanation else {}
         print_json(_figures(schedule, trace, closed_form) | _found(options, costs, trace) | more)
     else:
-        _print_figures(schedule, trace, closed_form, _found(options, costs, trace))
+        _print_figures(schedule, trace, closed_form, _found(options, costs, trace), _hint(options, costs, trace))
         print_explanation(explanation)
 
 
@@ -84,7 +87,23 @@ def _found(options: argparse.Namespace, costs: Costs, trace: Trace) -> dict[str,
     return {"objective": options.objective or "span", "lower_bound": number(bound), "gap": number(gap(length, bound))}
 
 
-def _print_figures(schedule: Schedule, trace: Trace, closed_form: dict[str, Any] | None, found: dict[str, Any]) -> None:
+def _hint(options: argparse.Namespace, costs: Costs, trace: Trace) -> str:
+    """Where one stage a rank was searched for: are two, in a published order, shorter within the same limit?"""
+    if options.schedule != "zb-auto" or options.chunks or options.ranks * options.microbatches > HINTED:
+        return ""
+    from pipelab.search import published
+
+    asked = special(options, options.schedule, costs)
+    two = published(options.ranks, options.microbatches, **asked, chunks=2)
+    length = trace.makespan if options.objective == "step" else trace.span
+    if two >= length:
+        return ""
+    return f"within the same limit, two stages a rank (--chunks 2) have a {options.objective or 'span'} of {two:.6g}\n"
+
+
+def _print_figures(
+    schedule: Schedule, trace: Trace, closed_form: dict[str, Any] | None, found: dict[str, Any], hint: str
+) -> None:
     from pipelab.show.text import timeline_text
     from pipelab.units import percent
 
@@ -95,5 +114,6 @@ def _print_figures(schedule: Schedule, trace: Trace, closed_form: dict[str, Any]
         stages = "one stage" if schedule.stages == schedule.ranks else f"{schedule.stages // schedule.ranks} stages"
         least = f"lower bound of the {found['objective']}, with {stages} a rank: {found['lower_bound']:.6g}"
         print(f"{least}, gap {percent(found['gap'])}")
+        print(hint, end="")
     held = " ".join(f"{float(peak):g}" for peak in trace.peak_in_flight)
     print(f"peak in flight by rank, in micro-batches: {held}")

@@ -19,8 +19,8 @@ def zb_auto(
 ) -> Schedule:
     """The shortest order found for given costs and within a memory limit for each rank, with V chunks a rank.
 
-    The same question as ZB-1p and ZB-2p (Qi et al. 2024, section 3), answered for any costs and limits. Options, the
-    length and a lower bound: `pipelab.search.find`. With more than one chunk, the published orders are improved.
+    The same question as ZB-1p and ZB-2p (Qi et al. 2024, section 3), answered for any costs and limits. One stage a
+    rank unless `chunks` says otherwise; two can be shorter. Options, length, lower bound: `pipelab.search.find`.
 
     >>> print(zb_auto(2, 3, memory_limit=3))
     0F0 0F1 0F2 0I0 0W0 0I1 0W1 0I2 0W2

@@ -1,8 +1,8 @@
 """Which order of work is the shortest within a memory limit? A search, and a bound that says how good it is.
 
 Candidates come from three sources: the published words (`words`), rules of thumb with a dial (`greedy`, `dials`), and
-the waves of the published heuristic (`waves`); then neighbours trade places (`improve`). All of this is done for each
-limit of a fixed list (`ladder`), so that more memory can only help. `bound` says what none can beat.
+the waves of the published heuristic (`waves`); then neighbours trade places (`improve`). This is done within limits
+that do not depend on those asked for (`ladder`), so that more memory can only help. `bound` says what none can beat.
 
 Orders are timed by the engine that also simulates. Only `greedy` and `waves` have clocks of their own, because what
 they do next depends on the time; a test holds them to `simulate`, which is earlier only where a rule waits in vain.
@@ -22,13 +22,14 @@ from pipelab.search.bound import ROUNDING, bound
 from pipelab.search.dials import tried
 from pipelab.search.greedy import Played, dispatch
 from pipelab.search.improve import improve
-from pipelab.search.ladder import BRIEF, GLANCE, THOROUGH, fits, ladder
+from pipelab.search.joined import cut, in_a_row, joined
+from pipelab.search.ladder import BRIEF, GLANCE, RULES, THOROUGH, fits, ladder, shapes
 from pipelab.search.problem import Limits, Problem, Rows
-from pipelab.search.waves import waves
+from pipelab.search.waves import waves, waves_within
 from pipelab.search.words import words
 from pipelab.trace import Number, ratio
 
-__all__ = ["Found", "find", "gap", "lower_bound"]
+__all__ = ["Found", "find", "gap", "lower_bound", "published"]
 
 
 class Found(NamedTuple):
@@ -68,9 +69,11 @@ def find(
     takes 1 from the start of F to the end of I, then `weight_memory` to the end of W (a chunk its share of that).
     `objective` is "span", the longest time from a rank's own first start to its own last end, or "step", the makespan.
 
-    More memory, on any rank, never makes it longer (`ladder` says why). All times are compared exactly where the
-    costs are exact. With several chunks the published orders, two in a V or any number in a loop, are improved, and
-    nothing else is tried. Raises ValueError with the remedy.
+    More memory, on any rank, never makes it longer (`ladder` says why). It is never longer than a published order of as
+    many chunks that fits, nor, with one limit for all ranks and up to 50,000 actions, than the published heuristic
+    (`waves`). All times are compared exactly where the costs are exact. With several chunks the published orders, two
+    in a V or any number in a loop, are improved; and it is never longer than with one (`joined`). Raises ValueError
+    with the remedy.
 
     >>> found = find(4, 8, memory_limit=7)
     >>> found.length, found.lower_bound, found.gap
@@ -79,7 +82,7 @@ def find(
     (27, 24)
     """
     problems = _problems(ranks, microbatches, costs, memory_limit, weight_memory, objective, chunks=chunks)
-    found = [(problem, _shortest(problem)) for problem in problems]
+    found = [(problem, _with_any_stages(problem)) for problem in problems]
     problem, best = min(found, key=lambda one: one[0].in_units(one[1].length))
     schedule = Schedule("zb-auto", problem.placement, microbatches, tuple(map(tuple, best.rows)))
     return Found(schedule, problem.in_units(best.length), _least(problems))
@@ -102,14 +105,25 @@ def lower_bound(
     return _least(_problems(ranks, microbatches, costs, memory_limit, weight_memory, objective, chunks=chunks))
 
 
+def published(*shape: Any, chunks: int = 1, **options: Any) -> Number:
+    """The shortest published order of so many chunks a rank that fits the limits; arguments as in `find`.
+
+    >>> published(4, 8), published(4, 8, chunks=2)
+    (27, 24)
+    """
+    problems = _problems(*shape, chunks=chunks, **options)
+    return min(problem.in_units(known.length) for problem in problems for _, known in _named(problem))
+
+
 def _least(problems: list[Problem]) -> Number:
     return min(problem.in_units(bound(problem)) for problem in problems)
 
 
-def _problems(ranks: int, microbatches: int, *asked: Any, chunks: int) -> list[Problem]:
-    """One problem a placement: in a loop, and with two chunks also in a V."""
-    placements = [Placement.loop(ranks, chunks), *([Placement.vee(ranks)] if chunks == 2 else [])]
-    return [Problem.of(placement, microbatches, *asked) for placement in placements]
+def _problems(ranks: int, microbatches: int, *asked: Any, chunks: int, **options: Any) -> list[Problem]:
+    """One problem a placement: the chunks in a loop or next to each other, and two also in a V."""
+    vee = [Placement.vee(ranks)] if chunks == 2 else []
+    placements = dict.fromkeys([Placement.loop(ranks, chunks), *vee, in_a_row(ranks, chunks)])
+    return [Problem.of(placement, microbatches, *asked, **options) for placement in placements]
 
 
 class Known(NamedTuple):
@@ -123,13 +137,17 @@ Named = list[tuple[Limits, Known]]
 """The published words that fit, with the peaks of each."""
 
 
+def _with_any_stages(problem: Problem) -> Known:
+    """The shortest; where the stages of a rank are in a row, that of one stage a rank, cut."""
+    if problem.chunks == 1 or problem.placement != in_a_row(problem.ranks, problem.chunks):
+        return _shortest(problem)
+    rows = cut(_shortest(joined(problem)).rows, problem.chunks)
+    return Known(problem.measure(problem.play(rows)), rows)
+
+
 def _shortest(problem: Problem) -> Known:
-    """The best of the published words that fit and of all rungs of the ladder that could still be better."""
-    named: Named = []
-    for rows in words(problem):
-        peaks = problem.peaks(rows)
-        if fits(peaks, problem.limits):
-            named.append((peaks, Known(problem.measure(problem.play(rows)), rows)))
+    """The best of the published words that fit, all rungs of the ladder, and all waves that could still be better."""
+    named = _named(problem)
     best = _best_named(named, problem)
     enough = bound(problem)
     if isinstance(enough, float):
@@ -141,32 +159,53 @@ def _shortest(problem: Problem) -> Known:
             break
         at_rung, effort = rungs[number]
         best = min(best, _search(at_rung, effort, _best_named(named, at_rung), enough), key=_length)
+        if effort == BRIEF:
+            best = _with_waves(problem, best, waves(at_rung, best.length), enough)
+    for less in shapes(problem):
+        best = _with_waves(problem, best, waves_within(problem, less, best.length), enough)
     return best
+
+
+def _named(problem: Problem) -> Named:
+    played = ((problem.peaks(rows), rows) for rows in words(problem))
+    fitting = ((peaks, rows) for peaks, rows in played if fits(peaks, problem.limits))
+    return [(peaks, Known(problem.measure(problem.play(rows)), rows)) for peaks, rows in fitting]
+
+
+def _with_waves(problem: Problem, best: Known, sent: Iterator[Played], enough: Number) -> Known:
+    """The best after these waves, each shorter than all before; none is sent where nothing shorter exists."""
+    while best.length > enough and (played := next(sent, None)):
+        best = min(best, _known(problem, played), key=_length)
+    return best
+
+
+def _known(problem: Problem, played: Played) -> Known:
+    rows = problem.numbered(played.rows)
+    return Known(problem.measure(problem.play(rows)), rows)
 
 
 def _search(problem: Problem, effort: int, named: Known, enough: Number) -> Known:
     """Turn the dials and send the waves within these limits, then let the best rows improve; or less, by effort."""
-    best = named
-    for played in _played(problem, effort):
+    best, plays = named, min(PLAYS, REPLAYED // problem.actions)
+    thorough = effort == THOROUGH and plays >= FEWEST
+    for played in _played(problem, effort, thorough):
         if problem.length(played.ends) < best.length:
-            rows = problem.numbered(played.rows)
-            best = Known(problem.measure(problem.play(rows)), rows)
+            best = _known(problem, played)
             if best.length <= enough:
                 return best
-    plays = min(PLAYS, REPLAYED // problem.actions)
-    if effort < THOROUGH or plays < FEWEST:
+    if not thorough:
         return best
     rows = improve(problem, best.rows, enough, plays)
     return Known(problem.measure(problem.play(rows)), rows)
 
 
-def _played(problem: Problem, effort: int) -> Iterator[Played]:
-    """What rules and waves give; they are for one stage a rank."""
+def _played(problem: Problem, effort: int, send: bool) -> Iterator[Played]:
+    """What rules give, and waves if they are to be sent; both are for one stage a rank."""
     if problem.chunks == 1:
         level = max(problem.limits) // problem.one
         for dial in islice(tried(problem, level, bound(problem)), DIALS.get(effort)):
             yield dispatch(problem, dial)
-        if effort > GLANCE:
+        if send:
             yield from waves(problem)
 
 
@@ -181,5 +220,5 @@ def _length(known: Known) -> Number:
 PLAYS, REPLAYED, FEWEST = 300, 60_000, 4
 """Replays of one local search: at most so many, and so many actions in all; but none where that makes fewer than 4."""
 
-DIALS = {GLANCE: 1, BRIEF: 4}
+DIALS = {GLANCE: 1, RULES: 4, BRIEF: 2}
 """How many dials to try where the effort is small."""

@@ -1,27 +1,31 @@
-"""Within which limits to look? A fixed list of them for every shape, so that more memory can never make it longer.
+"""Within which limits to look? In the same ones for every shape, so that more memory can never make it longer.
 
-What is found within limits that are all at most as large as one's own is within one's own, too. The list depends on
-the shape and on `weight_memory`, never on the limits that are asked for, and what is found within one entry depends on
+What is found within limits that are all at most as large as one's own is within one's own, too. They depend on the
+shape and on `weight_memory`, never on the limits that are asked for, and what is found within one entry depends on
 that entry alone. So whoever has more memory, on all ranks or on some, chooses among all that was found for less, and
 more: the shortest of a larger set is never longer. (The published words are chosen from in the same way, by their
 peaks; and an entry is passed over only where its lower bound says that nothing shorter can be found there.)
 
-Read next: `improve`.
+Rules and local search get a list of limits (`ladder`). Waves get every limit there is, of a few shapes (`shapes`). One
+shape is the same for all ranks, so with one limit no schedule is longer than the published heuristic. With a limit a
+rank it can be: more memory makes some waves longer, and the smaller lists of limits are too many to try them all.
+
+Read next: `joined`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from itertools import chain, combinations, islice, product
-from math import comb, floor
+from math import ceil, comb, floor
 from typing import NamedTuple
 
 from pipelab.search.problem import Limits, Problem
 
-THOROUGH, BRIEF, GLANCE = 3, 2, 1
+THOROUGH, BRIEF, RULES, GLANCE = 4, 3, 2, 1
 
 
 class Rung(NamedTuple):
-    """Limits to search within, and the effort: local search too, rules and waves only, or a single rule."""
+    """Limits to search within, and the effort: local search too, rules and waves only, rules only, or a single rule."""
 
     limits: Limits
     effort: int
@@ -36,9 +40,9 @@ def ladder(problem: Problem) -> list[Rung]:
     """
     efforts: dict[Limits, int] = {}
     uneven = BRIEF if problem.actions <= SMALL else GLANCE
-    searched = [(THOROUGH, _main(problem))]
+    searched = [(BRIEF if problem.actions > LARGE else THOROUGH, _main(problem))]
     if problem.chunks == 1 and problem.actions <= LARGE:
-        searched += [(BRIEF, _between(problem)), (uneven, _uneven(problem))]
+        searched += [(RULES, _between(problem)), (uneven, _uneven(problem))]
     unit = problem.one * problem.chunks
     for effort, steps in searched:
         for step in steps:
@@ -46,6 +50,21 @@ def ladder(problem: Problem) -> list[Rung]:
             if limits not in efforts:
                 efforts[limits] = effort
     return [Rung(limits, effort) for limits, effort in efforts.items() if fits(limits, problem.limits)]
+
+
+def shapes(problem: Problem) -> list[Limits]:
+    """Shapes of limits in which waves are sent at every level: how much less than the level each rank has.
+
+    The same for all ranks, and slopes from the first rank to the last.
+
+    >>> from pipelab.placement import Placement
+    >>> shapes(Problem.of(Placement.loop(3), 3))
+    [(0, 0, 0), (0, 1, 2), (0, 1, 1), (0, 2, 4), (0, 2, 3)]
+    """
+    if problem.chunks > 1 or problem.actions > LARGE:
+        return []
+    slopes = [Fraction(0), *(SLOPES if problem.actions <= SLOPED else ())]
+    return [tuple(ceil(slope * rank * problem.one) for rank in range(problem.ranks)) for slope in slopes]
 
 
 def fits(held: Limits, limits: Limits) -> bool:
@@ -58,6 +77,9 @@ Steps = Iterator[tuple[Fraction, ...]]
 
 SMALL, LARGE = 1000, 50_000
 """Up to so many actions every count of micro-batches is searched thoroughly; above so many, the main levels only."""
+
+SLOPES, SLOPED = (Fraction(1), Fraction(1, 2), Fraction(2), Fraction(3, 2)), 10_000
+"""Micro-batches by which one rank has less than the rank before, in the waves of shapes up to so many actions."""
 
 LEVELS, GLANCES = 200_000, 300_000
 """Further levels, and uneven limits, are as many as together have so many actions, or a few more."""

@@ -3,16 +3,21 @@
 After a warm-up, each wave gives every rank one F and then one I, with W where they fit before a message or where
 memory demands them (the heuristic of ZB-1p and ZB-2p: Qi et al. 2024, section 3.1). A rank may leave a gap open,
 rather than delay its message by a W, as long as it has idled less than the rank that idled most. Three habits,
-each on or off, make eight schedules. Read next: `ladder`.
+each on or off, make eight schedules.
+
+More memory can make a wave longer. So that it never makes the schedule longer, waves are sent within all limits up to
+one's own: all that differ, as long as they may be the shortest (`waves_within`). Read next: `ladder`.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product, takewhile
 from typing import NamedTuple
 
 from pipelab.action import F, I, W
-from pipelab.search.greedy import Played
-from pipelab.search.problem import Problem
+from pipelab.search.bound import ROUNDING, bound
+from pipelab.search.greedy import NEVER, Played
+from pipelab.search.problem import Limits, Problem
 from pipelab.trace import Number
 
 
@@ -24,23 +29,55 @@ class Habits(NamedTuple):
     fill: bool
 
 
-def waves(problem: Problem) -> Iterator[Played]:
-    """The published heuristic with each set of habits; none where its waves do not fit into the memory.
+def waves(problem: Problem, shorter_than: Number = NEVER) -> Iterator[Played]:
+    """The published heuristic with each set of habits, where that fits into the memory and is shorter.
 
     >>> from pipelab.placement import Placement
     >>> ["".join(row) for row in next(waves(Problem.of(Placement.loop(2), 3, memory_limit=3))).rows]
     ['FFFIWIWIW', 'FIFIFIWWW']
     """
-    for habits in product((True, False), repeat=3):
-        wave = _Wave(problem, Habits(*habits))
+    for habits in HABITS:
+        wave = _Wave(problem, habits, shorter_than)
         if wave.run():
             yield Played(wave.rows, wave.clock)
+
+
+def waves_within(problem: Problem, less: Limits, shorter_than: Number) -> Iterator[Played]:
+    """The waves of all limits of one shape within the problem's own: each shorter than those before.
+
+    The shape is one level for all ranks, `less` so much on each, but room for one micro-batch everywhere. A wave tells
+    which limits it needs to go the same way, so the next level to try is the first that denies it one of them.
+
+    >>> from pipelab.costs import Costs
+    >>> from pipelab.placement import Placement
+    >>> problem = Problem.of(Placement.loop(3), 3, Costs.per_stage([3, 1, 2], [0, 0, 0], [4, 1, 4]))
+    >>> min(problem.length(played.ends) for played in waves(problem))
+    22
+    >>> [problem.length(played.ends) for played in waves_within(problem, (0, 0, 0), shorter_than=100)]
+    [22, 21]
+    """
+    one, most = problem.one, problem.microbatches * problem.one
+    tight = [limit + low for limit, low in zip(problem.limits, less, strict=True) if limit < most]
+    for habits in HABITS:
+        level = min(tight, default=most + max(less))
+        while level >= one:
+            within = replace(problem, limits=tuple(max(one, min(most, level - low)) for low in less))
+            if bound(within) >= shorter_than:
+                break
+            wave = _Wave(within, habits, shorter_than)
+            if wave.run():
+                yield Played(wave.rows, wave.clock)
+                shorter_than = min(shorter_than, problem.length(wave.clock))
+            level = max(need + low if need > one else 0 for need, low in zip(wave.needed, less, strict=True)) - 1
+
+
+HABITS = tuple(Habits(*habits) for habits in product((True, False), repeat=3))
 
 
 class _Wave:
     """The state of all ranks: letters, clock, memory held and time idled, and when each F and I ended."""
 
-    def __init__(self, problem: Problem, habits: Habits) -> None:
+    def __init__(self, problem: Problem, habits: Habits, shorter_than: Number) -> None:
         P = problem.ranks
         self.problem, self.limits, self.habits = problem, problem.limits, habits
         self.rows: list[list[str]] = [[] for _ in range(P)]
@@ -51,9 +88,17 @@ class _Wave:
         self.forwards: list[list[Number]] = [[] for _ in range(P)]
         self.gradients: list[list[Number]] = [[] for _ in range(P)]
         self.weights = [0] * P
+        self.needed = [problem.one] * P
+        """Within these limits, or any between them and its own, it would have gone the same way so far."""
+        if isinstance(shorter_than, float):
+            shorter_than *= 1 + ROUNDING
+        ends = zip(problem.offset, problem.start, problem.work, strict=True)
+        self.spare = [shorter_than + offset - start - work for offset, start, work in ends]
+        """How long each rank may idle."""
+        self.late = False
 
     def run(self) -> bool:
-        """Play the warm-up and all waves; False where a rank lacks the memory, or its forward, when its turn comes."""
+        """Play the warm-up and all waves; False where a rank lacks memory, time, or its forward when its turn comes."""
         ranks = range(self.problem.ranks)
         for rank in ranks:
             self._forward(rank)
@@ -62,11 +107,12 @@ class _Wave:
                 self._forward(rank)
         for rank in reversed(ranks):
             self._gradient(rank)
-        if not all(self._down() and self._up(microbatch) for microbatch in range(1, self.problem.microbatches)):
-            return False
+        for microbatch in range(1, self.problem.microbatches):
+            if self.late or not (self._down() and self._up(microbatch)):
+                return False
         for rank in ranks:
             self._weights_left(rank)
-        return True
+        return not self.late
 
     def _down(self) -> bool:
         """One more forward on the last ranks, up to the first that would rather wait."""
@@ -97,6 +143,8 @@ class _Wave:
         own = self.forwards[rank]
         arrival = self.forwards[rank - 1][len(own)] + self.problem.hop_down[rank - 1] if rank else 0
         own.append(self._do(rank, F, arrival, self.problem.F[rank], self.problem.one))
+        if self.held[rank] > self.needed[rank]:
+            self.needed[rank] = self.held[rank]
 
     def _gradient(self, rank: int) -> None:
         own = self.gradients[rank]
@@ -109,10 +157,13 @@ class _Wave:
         self._do(rank, W, 0, self.problem.W[rank], -self.problem.weight)
 
     def _do(self, rank: int, kind: str, arrival: Number, took: Number, memory: int) -> Number:
-        start = max(self.clock[rank], arrival)
-        if start > self.clock[rank] and self.rows[rank]:
-            self.idle[rank] += start - self.clock[rank]
-            self.most_idle = max(self.most_idle, self.idle[rank])
+        start = self.clock[rank]
+        if arrival > start:
+            if self.rows[rank]:
+                idle = self.idle[rank] = self.idle[rank] + (arrival - start)
+                self.most_idle = max(self.most_idle, idle)
+                self.late = self.late or idle >= self.spare[rank]
+            start = arrival
         self.clock[rank] = start + took
         self.held[rank] += memory
         self.rows[rank].append(kind)
@@ -131,6 +182,7 @@ class _Wave:
                     break
                 more[rank] += 1
                 clock += f
+            self.needed[rank] = max(self.needed[rank], self.held[rank] + more[rank] * problem.one)
             back = max(back, clock) + problem.I[rank]
         for rank in range(1, problem.ranks):
             if more[rank] >= more[rank - 1] and more[rank] < problem.microbatches - 1:
@@ -149,16 +201,20 @@ class _Wave:
         after = self.clock[rank + 1] + problem.F[rank + 1] + problem.I[rank + 1] + problem.hop_up[rank]
         if clock >= after:
             return False
-        pending = len(self.gradients[rank]) - self.weights[rank]
-        needed = min(self._weights_for_room(rank), pending)
-        fits = clock + problem.F[rank] + needed * problem.W[rank] <= after
+        fits = self._room_by(rank, after - clock - problem.F[rank])
         return fits or after - clock > self.most_idle - self.idle[rank]
 
-    def _weights_for_room(self, rank: int) -> int:
-        missing = self.held[rank] + self.problem.one - self.limits[rank]
-        if missing <= 0:
-            return 0
-        return -(-missing // self.problem.weight) if self.problem.weight else self.problem.microbatches
+    def _room_by(self, rank: int, time: Number) -> bool:
+        """Is there time for the W that make room for one more forward, or for all that are pending?"""
+        took, pending = self.problem.W[rank], len(self.gradients[rank]) - self.weights[rank]
+        if time < 0 or pending * took <= time:
+            return time >= 0
+        most = time // took  # so many W, and no more
+        needed = self.held[rank] + self.problem.one - int(most) * self.problem.weight
+        if needed > self.limits[rank]:
+            return False
+        self.needed[rank] = max(self.needed[rank], needed)
+        return True
 
     def _make_room(self, rank: int) -> bool:
         while self.held[rank] + self.problem.one > self.limits[rank]:
