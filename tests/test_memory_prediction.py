@@ -12,6 +12,7 @@ from pipelab.holdings import COMMUNICATION, DEFERRED, GRADIENTS, OPTIMIZER, PARA
 from pipelab.memory_prediction import predict_memory
 from pipelab.mesh import Mesh
 from pipelab.models import Block, GPTConfig, build_model
+from pipelab.stage import Stage
 
 NAMES = ["naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipe-v", "v-min", "pipedream"]
 ids = torch.arange(16 * 16).reshape(16, 16) % 256
@@ -69,6 +70,14 @@ def test_halves_take_half_and_doubles_twice():
         held = predict_memory(build_model("tiny", layers=2, dtype=dtype), build("1f1b"), TOKENS)
         sizes[dtype] = held.peaks[0][PARAMETERS]
     assert sizes[torch.float64] == 2 * sizes[torch.float32] == 4 * sizes[torch.bfloat16]
+
+
+def test_under_autocast_what_is_saved_in_lower_precision_is_predicted_so():
+    model, schedule = build_model("tiny", layers=4), build("1f1b")
+    held = predict_memory(model, schedule, TOKENS, make_stage=partial(Stage, lower_precision=torch.bfloat16))
+    measured = pl.train(model, [TOKENS], schedule, autocast=torch.bfloat16).memory
+    assert held.activations == pytest.approx(measured.peaks, rel=0.01)
+    assert held.activations[0] < predict_memory(model, schedule, TOKENS).activations[0]
 
 
 def test_nothing_is_allocated_and_nothing_changed():

@@ -56,8 +56,8 @@ def holdings_chart(runs: "Mapping[str, Run]", title: str | None = None) -> "Char
     size, name = largest_unit([[(0, most)]])
     causes = _causes(runs)
     figure = chart(
-        title or _finding(runs, size, name), _table(runs, causes, size, name), height=170 + PANEL * ranks,
-        margin={"l": 64, "r": 40, "t": 120, "b": 52},
+        title or _finding(runs, size, name), _table(runs, causes, size, name), height=194 + PANEL * ranks,
+        margin={"l": 64, "r": 40, "t": 144, "b": 52},
         legend={"orientation": "h", "x": 0, "y": 1 + 34 / (PANEL * ranks), "yanchor": "bottom", "traceorder": "normal"},
     )  # fmt: skip
     figure.set_subplots(
