@@ -2,10 +2,13 @@
 
 import random
 import time
+from dataclasses import replace
 from fractions import Fraction
 from itertools import chain, product
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipelab.action import Action, parts
 from pipelab.costs import Costs
@@ -16,9 +19,10 @@ from pipelab.schedules import build
 from pipelab.search import find, lower_bound
 from pipelab.search.bound import bound
 from pipelab.search.dials import tried
-from pipelab.search.greedy import dispatch
+from pipelab.search.greedy import NEVER, dispatch
+from pipelab.search.joined import in_a_row
 from pipelab.search.problem import Problem
-from pipelab.search.waves import waves
+from pipelab.search.waves import waves, waves_within
 from pipelab.search.words import words
 from pipelab.simulate import simulate
 from pipelab.validate import validate
@@ -118,10 +122,61 @@ def test_never_longer_than_a_named_schedule_that_fits(shape):
 def test_never_longer_than_the_published_heuristic(shape):
     P, M, costs, weight, objective = shape
     for quarters in (4, 5, 6, 8):
-        problem = Problem.of(Placement.loop(P), M, costs, Fraction(quarters * P, 4), weight, objective)
-        published = [problem.length(played.ends) for played in waves(problem)]
-        found = find(P, M, costs, Fraction(quarters * P, 4), weight, objective)
-        assert not published or found.length <= problem.in_units(min(published))
+        assert_no_wave_is_shorter(P, M, costs, Fraction(quarters * P, 4), weight, objective)
+
+
+def assert_no_wave_is_shorter(P, M, costs, limit, weight, objective):
+    problem = Problem.of(Placement.loop(P), M, costs, limit, weight, objective)
+    published = [problem.length(played.ends) for played in waves(problem)]
+    found = find(P, M, costs, limit, weight, objective)
+    assert not published or found.length <= problem.in_units(min(published))
+
+
+@pytest.mark.parametrize("share", [1, 0.3, SHARE, Fraction(97, 100)])
+@pytest.mark.parametrize("number", range(8))
+def test_nor_within_any_one_limit_for_all_ranks(number, share):
+    """Limits below P, and between the levels of the ladder; a share of a micro-batch is held to the last bit."""
+    ((P, M, costs, _, objective),) = shapes(200 + number, 1)
+    rnd = random.Random(number)
+    for limit in (rnd.uniform(1, P), rnd.uniform(1, 2 * P), Fraction(rnd.randint(20, 40 * P), 20)):
+        assert_no_wave_is_shorter(P, M, costs, max(1, limit), share, objective)
+
+
+@pytest.mark.parametrize(
+    "P, M, times, limit, weight, objective",
+    [
+        (6, 15, ([56, 50, 60, 50, 56, 59], [54, 60, 59, 55, 51, 51], [55, 52, 55, 56, 57, 52]), 1.3, 0.3, "step"),
+        (8, 32, ([3] * 8, [0] * 8, [2] * 8), [8, 10, 8, 6, 3, 7, 8, 1], 1, "step"),
+        (8, 24, ([2] * 8, [6] * 8, [7] * 8), [9 - rank for rank in range(8)], 1, "span"),
+    ],
+)
+def test_nor_within_these(P, M, times, limit, weight, objective):
+    assert_no_wave_is_shorter(P, M, Costs.per_stage(*times), limit, weight, objective)
+
+
+@pytest.mark.parametrize("shape", list(shapes(6, 25)))
+def test_the_waves_within_a_limit_are_those_of_every_smaller_limit(shape):
+    """All that could be shortest: against trying every limit there is."""
+    P, M, costs, weight, objective = shape
+    problem = Problem.of(Placement.loop(P), M, costs, Fraction(3 * P, 2), weight, objective)
+    slope, most = tuple(rank * problem.one for rank in range(P)), M * problem.one
+    for less in ((0,) * P, slope):
+        every = []
+        for level in range(problem.one, most + max(less) + 1):
+            limits = tuple(max(problem.one, min(most, level - low)) for low in less)
+            if all(limit <= own for limit, own in zip(limits, problem.limits, strict=True)):
+                every += [problem.length(played.ends) for played in waves(replace(problem, limits=limits))]
+        sent = [problem.length(played.ends) for played in waves_within(problem, less, NEVER)]
+        assert sent == sorted(sent, reverse=True)
+        assert min(sent, default=None) == min(every, default=None)
+
+
+def test_more_memory_makes_a_wave_longer_but_not_what_is_found():
+    """So with a limit a rank, to be no longer than every wave within it is to try every smaller list."""
+    costs = Costs.per_stage([3, 1, 2], [0, 0, 0], [4, 1, 4])
+    problems = [Problem.of(Placement.loop(3), 3, costs, limit) for limit in (2, 3)]
+    assert [min(problem.length(played.ends) for played in waves(problem)) for problem in problems] == [21, 22]
+    assert [find(3, 3, costs, limit).length for limit in (2, 3)] == [21, 21]
 
 
 LARGER = [  # each limit is at least the one before, on every rank
@@ -174,6 +229,34 @@ def test_at_the_same_cut_never_longer_than_a_named_schedule_that_fits(number, V)
         for other in named:
             if fits(other, [limit] * P, weight):
                 assert found.lower_bound <= found.length <= length(other, costs, objective), other.name
+
+
+@pytest.mark.parametrize("V", [2, 3])
+@pytest.mark.parametrize("number", range(6))
+def test_several_stages_a_rank_are_never_longer_than_one(number, V):
+    ((P, M, costs, weight, objective),) = shapes(300 + number, 1, V)
+    times = costs.durations(in_a_row(P, V))
+    whole = [[sum(times[rank * V + chunk, kind] for chunk in range(V)) for rank in range(P)] for kind in "FIW"]
+    for limit in (1, P, Fraction(5 * P, 4)):
+        several = find(P, M, costs, limit, weight, objective, V)
+        assert fits(validate(several.schedule), [limit] * P, weight)
+        assert several.lower_bound <= several.length == length(several.schedule, costs, objective)
+        one = find(P, M, Costs.per_stage(*whole, hop=costs.hop), limit, weight, objective)
+        assert several.length <= one.length
+
+
+@settings(derandomize=True, max_examples=12, deadline=None, database=None)
+@given(data=st.data(), weight=st.sampled_from([1, 0.5, 0.3]), objective=st.sampled_from(["span", "step"]))
+def test_limits_that_grow_anywhere_never_make_it_longer(data, weight, objective):
+    P, quarters = 4, st.integers(4, 32)
+    times = [data.draw(st.lists(st.integers(0, 9), min_size=P, max_size=P)) for _ in "FIW"]
+    limits = [Fraction(part, 4) for part in data.draw(st.lists(quarters, min_size=P, max_size=P))]
+    more = [Fraction(part, 4) for part in data.draw(st.lists(st.integers(0, 6), min_size=P, max_size=P))]
+    larger = [limit + part for limit, part in zip(limits, more, strict=True)]
+    costs = Costs.per_stage(*times, hop=data.draw(st.sampled_from([0, 1, 5])))
+    found = [find(P, 6, costs, limit, weight, objective) for limit in (limits, larger)]
+    assert found[1].length <= found[0].length
+    assert all(fits(one.schedule, limit, weight) for one, limit in zip(found, (limits, larger), strict=True))
 
 
 def test_two_chunks_in_the_memory_of_1f1b_have_no_idle_span():

@@ -55,16 +55,21 @@ def ladder(problem: Problem) -> list[Rung]:
 def shapes(problem: Problem) -> list[Limits]:
     """Shapes of limits in which waves are sent at every level: how much less than the level each rank has.
 
-    The same for all ranks, and slopes from the first rank to the last.
+    The same for all ranks; slopes from the first rank to the last; and one rank that has less than its neighbours.
 
     >>> from pipelab.placement import Placement
-    >>> shapes(Problem.of(Placement.loop(3), 3))
-    [(0, 0, 0), (0, 1, 2), (0, 1, 1), (0, 2, 4), (0, 2, 3)]
+    >>> shapes(Problem.of(Placement.loop(3), 3))[:6]
+    [(0, 0, 0), (0, 1, 2), (0, 1, 1), (0, 2, 4), (0, 2, 3), (1, 0, 0)]
     """
     if problem.chunks > 1 or problem.actions > LARGE:
         return []
+    ranks = range(problem.ranks)
     slopes = [Fraction(0), *(SLOPES if problem.actions <= SLOPED else ())]
-    return [tuple(ceil(slope * rank * problem.one) for rank in range(problem.ranks)) for slope in slopes]
+    less = [[slope * rank for rank in ranks] for slope in slopes]
+    if problem.actions <= SMALL:
+        dips = product(less[:2], ranks, (1, 2))
+        less += [[low + dip * (rank == odd) for rank, low in enumerate(base)] for base, odd, dip in dips]
+    return [tuple(ceil(low * problem.one) for low in shape) for shape in less]
 
 
 def fits(held: Limits, limits: Limits) -> bool:
@@ -76,10 +81,10 @@ Steps = Iterator[tuple[Fraction, ...]]
 """Limits in micro-batches."""
 
 SMALL, LARGE = 1000, 50_000
-"""Up to so many actions every count of micro-batches is searched thoroughly; above so many, the main levels only."""
+"""Up to so many actions all counts of micro-batches are searched thoroughly; above so many, the main levels only."""
 
 SLOPES, SLOPED = (Fraction(1), Fraction(1, 2), Fraction(2), Fraction(3, 2)), 10_000
-"""Micro-batches by which one rank has less than the rank before, in the waves of shapes up to so many actions."""
+"""By how many micro-batches a rank has less than the rank before, where there are up to so many actions."""
 
 LEVELS, GLANCES = 200_000, 300_000
 """Further levels, and uneven limits, are as many as together have so many actions, or a few more."""
