@@ -17,7 +17,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -60,19 +59,18 @@ class Saving:
         return self.every is not None and step % self.every == 0
 
     def prepare(self, start: int) -> None:
-        """Make the folder, and raise ValueError where a run that begins at step `start` must not save.
+        """Raise ValueError where a run that begins at step `start` cannot or must not save; nothing is made yet.
 
         That is a file, a folder with anything but checkpoints in it, or one that holds a later step.
         """
         folder = Path(self.folder)
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file, and a checkpoint is a folder; save to another path")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"{folder} cannot be made ({error.strerror}); save to another path") from None
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise ValueError(f"{folder} takes no files; save to another path")
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not there.is_dir():
+            raise ValueError(f"{there} is a file, and a checkpoint is a folder; save to another path")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ValueError(f"{there} takes no files; save to another path")
+        if there != folder:
+            return
         for path in folder.iterdir():
             if not path.name.startswith(".") and not _STEP.fullmatch(path.name):
                 raise ValueError(f"{folder} holds {path.name}, which is no checkpoint; save to a folder of its own")
@@ -88,12 +86,14 @@ class Saving:
     def write(self, state: State) -> Path:
         """Save the state as the newest checkpoint, remove those beyond `keep`, and give its folder."""
         folder = Path(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
         final = folder / f"step-{state.step:06}"
         if not final.exists():  # else it is this very state, saved when it was due
             for left in folder.iterdir():
                 if _UNFINISHED.fullmatch(left.name):
                     shutil.rmtree(left)
-            unfinished = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=folder))
+            unfinished = folder / f".{final.name}-{os.getpid()}"
+            unfinished.mkdir()
             try:
                 _write(state, unfinished)
                 os.rename(unfinished, final)

@@ -39,7 +39,7 @@ def starting_point(resume: Resume | None, model: nn.Module, optimizer: Optimizer
 
 
 def saving_of(save: str | os.PathLike[str] | Saving | None, start: int) -> Saving | None:
-    """Where to save, made ready for a run that begins at step `start`. Raises ValueError where it must not save."""
+    """Where to save. Raises ValueError where a run that begins at step `start` cannot."""
     saving = save if save is None or isinstance(save, Saving) else Saving(save)
     if saving is not None and is_first():
         saving.prepare(start)
