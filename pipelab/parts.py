@@ -128,7 +128,7 @@ def _unshared(replicas: Sequence[Sequence[Shared]]) -> Entries:
                 values = [part.view(shape) for part, (_, shape) in pairs]
             for (names, _), own in zip(parameters, values, strict=True):
                 for name in names:
-                    entries[name][kind] = own
+                    entries[name] |= copied({kind: own})
     return dict(entries)
 
 

@@ -8,6 +8,9 @@ from pipelab.schedule import Schedule
 from pipelab.schedules import GENERATORS, build, chunks_of
 from pipelab.training import train
 
+NEEDS_SEVERAL = {"zero": "dp", "sequence_parallel": "tp"}
+"""Arguments of `train` that say something where an axis is longer than 1; elsewhere a run goes on without."""
+
 
 def reshape(run: Run, *, schedule: Schedule | None = None, mesh: Mesh | None = None, **changes: Any) -> Run:
     """Go on with a run under another schedule or mesh: same model, optimizer state, step number and data cursor.
@@ -33,7 +36,8 @@ def reshape(run: Run, *, schedule: Schedule | None = None, mesh: Mesh | None = N
     if schedule is None:
         schedule = _as_before(run, mesh or run.mesh)
     mesh = mesh or Mesh(dp=run.mesh.dp, pp=schedule.ranks, tp=run.mesh.tp)
-    return train(run.model, **{**run.arguments, "schedule": schedule, "mesh": mesh, "resume": run, **changes})
+    alone = {name: False for name, axis in NEEDS_SEVERAL.items() if getattr(mesh, axis) == 1}
+    return train(run.model, **{**run.arguments, **alone, "schedule": schedule, "mesh": mesh, "resume": run, **changes})
 
 
 def _as_before(run: Run, mesh: Mesh) -> Schedule:

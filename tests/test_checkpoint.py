@@ -18,8 +18,9 @@ import pipelab as pl
 from pipelab import checkpoint
 from pipelab.checkpoint import ABOUT, MODEL, OPTIMIZER, Saving, checkpoints, read
 from pipelab.cli import main
+from pipelab.data import Batches
 from pipelab.failure import RunError
-from pipelab.models import GPT, GPTConfig
+from pipelab.models import GPT, GPTConfig, build_model
 from pipelab.reference import train_uncut
 from pipelab.resume import continued
 from pipelab.state import State, values_of
@@ -150,6 +151,78 @@ def test_reshaping_keeps_loss_optimizer_and_seed():
     uncut = train_uncut(gpt(), batches(), 4, **given)
     run = pl.train(gpt(), batches(), pl.build("1f1b", 4, 4), steps=3, **given)
     assert run.losses + pl.reshape(run, schedule=pl.build("1f1b", 2, 4)).losses == uncut
+
+
+WIDE = GPTConfig(vocabulary=24, width=16, heads=4, layers=4, context=8)
+ONE = ("1f1b", (4, 1, 1), {})
+"""A schedule, how many (pp, tp, dp), and more."""
+MESHES = [
+    (ONE, ("zb-v", (1, 2, 1), {})),
+    (("1f1b", (2, 2, 1), {}), ONE),
+    (("gpipe", (1, 2, 1), {}), ("1f1b", (1, 4, 1), {"sequence_parallel": True})),
+    (("1f1b", (2, 1, 2), {}), ONE),
+    (ONE, ("zb-h1", (2, 1, 3), {})),
+    (("1f1b", (2, 1, 2), {"zero": True}), ("zb-v", (2, 1, 1), {})),
+    (("1f1b", (2, 1, 2), {"zero": True}), ("zb-v", (1, 1, 3), {"zero": True})),
+    (ONE, ("1f1b", (2, 1, 2), {"zero": True})),
+    (("interleaved", (2, 2, 2), {"zero": True}), ("gpipe", (2, 1, 2), {})),
+    (("1f1b", (1, 2, 2), {"zero": True, "sequence_parallel": True}), ("zb-v", (2, 2, 2), {"zero": True})),
+]
+
+
+def trained(model, layout, **more):
+    """Some steps on a mesh; six micro-batches a step are shared by the replicas."""
+    name, (pp, tp, dp), options = layout
+    chunks = 2 if name == "interleaved" else None
+    return pl.train(
+        model, Batches(text=TEXT, microbatches=6, rows=1, context=8, seed=0), pl.build(name, pp, 6 // dp, chunks),
+        pl.Mesh(pp=pp, tp=tp, dp=dp), clip=0.5, rate=rate, timeout=60, **options, **more,
+    )  # fmt: skip
+
+
+TEXT = bytes(random.Random(0).randrange(24) for _ in range(500))
+
+
+def rate(step):
+    return 1 / (1 + step)
+
+
+def assert_goes_on(before, after, folder, tied, **more):
+    config = dataclasses.replace(WIDE, tied=tied)
+    model, uncut = build_model(config, dtype=torch.float64), build_model(config, dtype=torch.float64)
+    first = trained(build_model(config, dtype=torch.float64), before, steps=2, save=folder, **more)
+    second = trained(model, after, steps=2, resume=folder, **more)
+    batches = Batches(text=TEXT, microbatches=6, rows=1, context=8, seed=0, steps=4)
+    assert first.losses + second.losses == pytest.approx(train_uncut(uncut, batches, 6, clip=0.5, rate=rate), rel=1e-9)
+    for (name, ours), theirs in zip(model.named_parameters(), uncut.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12), name
+    return read(folder), second.state
+
+
+@pytest.mark.parametrize(("before", "after", "tied"), [(*pair, number % 2 == 1) for number, pair in enumerate(MESHES)])
+def test_a_run_resumed_on_another_mesh_goes_on_as_one_that_was_never_interrupted(before, after, tied, tmp_path):
+    state, last = assert_goes_on(before, after, tmp_path, tied)
+    one = trained(build_model(dataclasses.replace(WIDE, tied=tied), dtype=torch.float64), ONE, steps=2).state
+    assert set(state.model) == set(one.model) and set(state.optimizer) == set(one.optimizer) == set(last.optimizer)
+    for name, entry in one.optimizer.items():
+        for kind, value in entry.items():
+            assert torch.allclose(state.optimizer[name][kind], value, rtol=1e-9, atol=1e-12), (name, kind)
+
+
+def test_processes_of_any_mesh_resume_each_other(tmp_path):
+    before, after = ("1f1b", (2, 1, 2), {"zero": True}), ("gpipe", (1, 2, 2), {"zero": True})
+    assert_goes_on(before, after, tmp_path, tied=True, transport="gloo")
+
+
+def test_reshaping_changes_replicas_and_shards_and_leaves_out_what_needs_several():
+    model = build_model(WIDE, dtype=torch.float64)
+    run = trained(model, ("1f1b", (2, 2, 2), {"zero": True, "sequence_parallel": True}), steps=2)
+    one = pl.reshape(run, mesh=pl.Mesh(pp=2), steps=2)
+    two = pl.reshape(one, mesh=pl.Mesh(pp=1, tp=2, dp=3), steps=1)
+    assert (one.schedule, two.schedule) == (pl.build("1f1b", 2, 6), pl.build("1f1b", 1, 2))
+    batches = Batches(text=TEXT, microbatches=6, rows=1, context=8, seed=0, steps=5)
+    losses = train_uncut(build_model(WIDE, dtype=torch.float64), batches, 6, clip=0.5, rate=rate)
+    assert list(two.state.losses) == pytest.approx(losses, rel=1e-9)
 
 
 def test_the_command_resumes_and_checks_against_the_uncut_model(tmp_path, capsys):
