@@ -8,8 +8,9 @@
 It is written beside under a hidden name, forced to the disk and renamed, so a kill at any moment leaves the one before
 whole; nothing is ever overwritten. Nothing is unpickled on reading: safetensors holds numbers only. Tensors are whole
 (gathered to one process, which a laptop can hold), hence resuming under another cut is loading by name.
-torch.distributed.checkpoint can write safetensors, too, but of a process group, from shards that say themselves where
-they belong, and in place; virtual ranks have no such group. Read first: `state`.
+torch.distributed.checkpoint can write safetensors, too, from shards that say themselves where they belong (DTensors);
+ours are joined already (`parts`), and what it lacks is what this file is about: checksums, and all or nothing. Read
+first: `state`.
 """
 
 import hashlib

@@ -2,7 +2,8 @@
 
 A name such as `3.attention.qkv.weight` says nothing of ranks, so what one cut has left any other can take up. Two
 things need no values of their own: random numbers are keyed by (seed, step, layer, micro-batch), see `randomness`, and
-the data cursor is the number of batches consumed, which is that of the next step. Read next: `parts`, `checkpoint`.
+the data cursor is the number of batches consumed, which is that of the next step. So is the place in a learning-rate
+schedule, a function of the step. Read next: `parts`, `checkpoint`.
 """
 
 import copy
