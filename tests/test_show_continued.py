@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import pipelab as pl
-from pipelab.show import loss_chart
+from pipelab.show import continued_chart
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def runs():
 
 def test_each_part_stands_at_its_steps_over_the_line_of_the_whole(runs):
     whole = runs[1].state.losses
-    figure = loss_chart(runs, whole)
+    figure = continued_chart(runs, whole)
     assert (
         figure.layout.title.text
         == "2 layouts, 5 steps: every loss equals that of the uninterrupted run, to the last bit"
@@ -33,10 +33,10 @@ def test_each_part_stands_at_its_steps_over_the_line_of_the_whole(runs):
 
 def test_losses_that_differ_are_told_by_how_much(runs):
     whole = [*runs[1].state.losses[:4], runs[1].losses[-1] * 1.25]
-    assert loss_chart(runs, whole).layout.title.text.endswith("uninterrupted run by at most 0.2 of their size")
+    assert "uninterrupted run by at most 0.2 of their size" in repr(continued_chart(runs, whole))
 
 
 def test_runs_that_cannot_be_placed_are_refused(runs):
     for wrong, whole in (([], [1.0]), (runs, [1.0]), ([dataclasses.replace(runs[0], state=None)], [1.0] * 9)):
         with pytest.raises(ValueError, match="give runs with a state"):
-            loss_chart(wrong, whole)
+            continued_chart(wrong, whole)
