@@ -23,7 +23,7 @@ def continued_chart(runs: Sequence["Run"], uninterrupted: Sequence[float], title
     >>> batch = torch.ones(6, 4), torch.zeros(6, dtype=torch.int64)
     >>> run = pl.train(model, [batch] * 3, pl.build("1f1b", ranks=2, microbatches=3))
     >>> continued_chart([run], run.losses)
-    <chart: 1 layout, 3 steps: every loss equals that of the uninterrupted run, to the last bit>
+    <chart: 1 layout, 3 steps: every loss equals the uninterrupted run's, to the last bit>
     """
     from pipelab.show.chart import chart
 
@@ -70,6 +70,6 @@ def _finding(runs: Sequence["Run"], uninterrupted: Sequence[float]) -> str:
     pairs = [(ours, uninterrupted[step]) for run in runs for step, ours in zip(_steps(run), run.losses, strict=True)]
     said = f"{len(runs)} layout{'s' * (len(runs) > 1)}, {len(pairs)} steps"
     if all(ours == theirs for ours, theirs in pairs):
-        return f"{said}: every loss equals that of the uninterrupted run, to the last bit"
+        return f"{said}: every loss equals the uninterrupted run's, to the last bit"
     apart = max(abs(ours - theirs) / max(abs(theirs), 1e-300) for ours, theirs in pairs)
-    return f"{said}: losses differ from those of the uninterrupted run by at most {apart:.1g} of their size"
+    return f"{said}: losses equal the uninterrupted run's but for {apart:.1g} of their size"
