@@ -27,6 +27,7 @@ from pipelab.validate import validate
 
 if TYPE_CHECKING:
     from pipelab.launcher import launch
+    from pipelab.reshaping import reshape
     from pipelab.run import Run
     from pipelab.show.timeline import compare, timeline
     from pipelab.training import train
@@ -52,6 +53,7 @@ __all__ = [
     "formula",
     "launch",
     "lower",
+    "reshape",
     "score",
     "simulate",
     "timeline",
@@ -62,6 +64,7 @@ __all__ = [
 _FETCHED_ON_USE = {
     "Run": "pipelab.run",
     "launch": "pipelab.launcher",
+    "reshape": "pipelab.reshaping",
     "train": "pipelab.training",
     "compare": "pipelab.show.timeline",
     "timeline": "pipelab.show.timeline",

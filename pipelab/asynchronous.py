@@ -45,8 +45,9 @@ def train_without_flush(
         return ranks.measured(collected, told.steps, _versions(stream, records))
 
 
-def check_stream(schedule: Schedule, watch: bool) -> None:
-    """Raise ValueError for a schedule that cannot be written for the micro-batches of all steps, and for a watch."""
+def check_stream(schedule: Schedule, watch: bool, kept: bool) -> None:
+    """Raise ValueError for a schedule that cannot be written for the micro-batches of all steps, for a watch, and for
+    a state that is to be kept."""
     name, ranks, microbatches = schedule.name, schedule.ranks, schedule.microbatches
     if name not in GENERATORS or build(name, ranks, microbatches) != schedule:
         raise ValueError(
@@ -55,6 +56,8 @@ def check_stream(schedule: Schedule, watch: bool) -> None:
         )
     if watch:
         raise ValueError(f"watch ends a run between two steps, and {name} has nothing between them; watch 1f1b instead")
+    if kept:
+        raise ValueError(f"a run is saved and resumed between two steps, and {name} has nothing there; take 1f1b")
 
 
 def _joined(steps: Sequence[Microbatches], told: "_Losses") -> Microbatches:

@@ -191,16 +191,16 @@ class Feed:
 class InOrder:
     """Puts together what processes post, each in its own order: a step ends after its spans, and before the next.
 
-    Posts are numbered: those which a rank had no room for are counted, and of their steps nothing is told. A context
-    around the run: at its end all that still waits is handed over.
+    Posts are numbered: those which a rank had no room for are counted, and of their steps nothing is told. `first` is
+    the number of the first step. A context around the run: at its end all that still waits is handed over.
     """
 
-    def __init__(self, feed: Feed, ranks: int, *, flush: bool = True) -> None:
+    def __init__(self, feed: Feed, ranks: int, first: int = 0, *, flush: bool = True) -> None:
         self._feed = feed
         self._flush = flush
         self._heard = [-1] * ranks
         self._told = [-1] * ranks
-        self._step, self._begun = 0, -1
+        self._step, self._begun = first, -1
         self._waiting: list[OfStep] = []
 
     def hear(self, rank: int, number: int, event: OfStep) -> None:

@@ -148,6 +148,10 @@ class ProcessRank(Ranks):
     def _of_all(self, mine: list[Any]) -> list[Any]:
         return [each for theirs in self.world.everybody(mine) for each in theirs]
 
+    def _at_first(self, mine: list[Any]) -> list[Any] | None:
+        everyone = self.world.gather(mine)
+        return None if everyone is None else [each for theirs in everyone for each in theirs]
+
     def collect(self) -> list[list[Record]]:
         everyone = self.world.everybody([record for (record,) in self.history])
         for stage, layers in enumerate(self.job.slices):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelab.action import F, W, parts
+from pipelab.checkpoint import Saving
 from pipelab.clock import undisturbed
 from pipelab.collectives import add_traffic, traffic_of
 from pipelab.costs import Link, Network
@@ -31,10 +32,12 @@ from pipelab.memory import ActivationMeter
 from pipelab.mesh import Mesh
 from pipelab.optimizer import Optimizer
 from pipelab.partition import cut
+from pipelab.parts import join, part_of, take_up
 from pipelab.place import Place
 from pipelab.randomness import Randomness
 from pipelab.run import Run
 from pipelab.stage import Stage
+from pipelab.state import State
 from pipelab.tensor_parallel import loss_of, shard
 from pipelab.tied import Tie, find_ties, tie
 from pipelab.trace import Span, median_trace
@@ -74,9 +77,16 @@ class Job:
     clip: float | None = None
     rate: Rate | None = None
     evaluation: Evaluation | None = None
+    start: State | None = None
+    saving: Saving | None = None
     make_stage: Callable[..., Stage] = Stage
     fed: bool = False
     """Whether somebody listens: then every rank tells what it does (see `feed`)."""
+
+    @property
+    def first(self) -> int:
+        """The number of the first step: so many have been taken before."""
+        return 0 if self.start is None else self.start.step
 
     @cached_property
     def slices(self) -> list[nn.Sequential]:
@@ -153,6 +163,9 @@ class Ranks(ABC):
             update = WeightUpdate(
                 place, layers, tied, job.optimizer, clip=job.clip, rate=job.rate, zero=job.zero
             )  # fmt: skip
+            if job.start is not None:
+                index = 0 if place.tp is None else place.tp.index
+                take_up(job.start, list(layers.values()), update, (index, job.mesh.tp))
             self.updates.append(update)
             sums = update.sums
         stages, meter = self._stages(place, layers)
@@ -276,6 +289,30 @@ class Ranks(ABC):
         own = [named for stage in worker.stages.values() for named in stage.layers.named_parameters()]
         return first_that_differs(worker.sums.group, own)
 
+    def state(self, losses: Sequence[float]) -> State | None:
+        """Where training stands after steps of these losses, joined from all ranks; None but in the first process."""
+        job, mesh = self.job, self.job.mesh
+        mine = [
+            part_of(mesh.coordinates(worker.global_rank), [s.layers for s in worker.stages.values()], update)
+            for worker, update in zip(self.workers, self.updates, strict=True)
+        ]
+        held = self._at_first(mine)
+        if held is None:
+            return None
+        whole, before = join(held, mesh), () if job.start is None else job.start.losses
+        return State(
+            step=len(before) + len(losses), seed=job.seed, losses=(*before, *losses),
+            model=whole.model, optimizer=whole.optimizer, kind=whole.kind or "", written_by=_writer(job),
+        )  # fmt: skip
+
+    def save(self, losses: Sequence[float]) -> None:
+        """Write that state; then all ranks set out together again."""
+        assert self.job.saving is not None
+        state = self.state(losses)
+        if state is not None:
+            self.job.saving.write(state)
+        self._agree(0.0)
+
     def run(self, batch: Microbatches) -> list[Record]:
         """Execute the program once, with no update after it: it has none, or its own."""
         with self.reporter.step(batch.step) if self.reporter is not None else nullcontext():
@@ -284,7 +321,13 @@ class Ranks(ABC):
         self.history.append(records)
         return records
 
-    def measured(self, records: list[list[Record]], losses: list[float], versions: Versions | None = None) -> Run:
+    def measured(
+        self,
+        records: list[list[Record]],
+        losses: list[float],
+        versions: Versions | None = None,
+        state: State | None = None,
+    ) -> Run:
         """What the run measured, from what was collected."""
         job, schedule, mesh = self.job, self.job.program.schedule, self.job.mesh
         pipelines = {
@@ -313,6 +356,7 @@ class Ranks(ABC):
             residual=self.residual,
             norms=tuple({a: norm for record in of_step for a, norm in record.norms.items()} for of_step in records),
             versions=versions,
+            state=state,
             at=tuple(accumulate(len(layers) for layers in self.job.slices[:-1])),
         )
 
@@ -353,6 +397,10 @@ class Ranks(ABC):
         """The lists of all ranks, joined."""
 
     @abstractmethod
+    def _at_first(self, mine: list[Any]) -> list[Any] | None:
+        """The lists of all ranks, joined, in the first process; None in the others."""
+
+    @abstractmethod
     def collect(self) -> list[list[Record]]:
         """For every step the records of all ranks; the model then has the trained values of every stage."""
 
@@ -372,6 +420,18 @@ def state(layers: nn.Module) -> dict[str, Tensor]:
 def gradients(layers: nn.Module) -> dict[str, Tensor]:
     """The gradients of the last step, by the parameters' names."""
     return {name: parameter.grad for name, parameter in layers.named_parameters() if parameter.grad is not None}
+
+
+def _writer(job: Job) -> dict[str, Any]:
+    """By what a state was written, for information."""
+    schedule, mesh = job.program.schedule, job.mesh
+    return {
+        "schedule": schedule.name,
+        "microbatches": schedule.microbatches,
+        "mesh": {"pp": mesh.pp, "tp": mesh.tp, "dp": mesh.dp},
+        "transport": job.transport,
+        "torch": torch.__version__,
+    }
 
 
 def _cores() -> int:

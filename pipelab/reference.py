@@ -13,6 +13,7 @@ from pipelab.loss import Loss, auxiliary_losses, count_targets, cross_entropy, s
 from pipelab.optimizer import Optimizer, adamw
 from pipelab.partition import cut
 from pipelab.randomness import Randomness
+from pipelab.state import State, names_of, put_back, remind
 
 
 def train_uncut(
@@ -26,10 +27,12 @@ def train_uncut(
     clip: float | None = None,
     rate: Callable[[int], float] = lambda step: 1.0,
     autocast: torch.dtype | None = None,
+    start: State | None = None,
 ) -> list[float]:
     """Train on each batch, its micro-batches accumulated in the order 0..M-1; gives the loss of each step.
 
-    `clip`, `rate` and `autocast` as in `train`: by torch's own `clip_grad_norm_`, `LambdaLR` and `autocast`.
+    `clip`, `rate` and `autocast` as in `train`: by torch's own `clip_grad_norm_`, `LambdaLR` and `autocast`. With
+    `start` the batches are those that come after that state.
 
     As in a run, an operator uses one thread: another number of threads would add in another order.
 
@@ -40,10 +43,15 @@ def train_uncut(
     """
     randomness = Randomness(seed)
     update = optimizer(list(model.parameters()))
-    learning = torch.optim.lr_scheduler.LambdaLR(update, rate)
+    begin = 0
+    if start is not None:
+        begin = start.step
+        put_back(start, model)
+        remind(update, {number: start.optimizer.get(names[0], {}) for number, names in names_of([model]).items()})
+    learning = torch.optim.lr_scheduler.LambdaLR(update, lambda step: rate(begin + step))
     losses = []
     with undisturbed():
-        for step, (inputs, targets) in enumerate(batches):
+        for step, (inputs, targets) in enumerate(batches, begin):
             update.zero_grad()
             total = count_targets(targets)
             shares = []

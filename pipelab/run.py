@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from pipelab.holdings import Memory
 from pipelab.mesh import Mesh
 from pipelab.schedule import Schedule
 from pipelab.simulate import simulate
+from pipelab.state import State
 from pipelab.trace import BUBBLES, Trace
 from pipelab.weight_versions import Versions
 
@@ -35,6 +37,9 @@ class Run:
     those of global rank 0's, `replicas` has the traces of each by its (dp, tp), and the peaks are of all global ranks.
     `traffic` has, for each step and global rank, what it sent (see `sent`); `gradient_norms` has the global norm of
     each step before clipping, `evaluations` a (step, mean loss) for each evaluation.
+
+    `state` is what training can go on from (`train(..., resume=run)`), `arguments` what else `train` was given, for
+    `reshape`; None and empty where this process cannot go on with the run.
     """
 
     schedule: Schedule
@@ -55,6 +60,8 @@ class Run:
     traffic: tuple[tuple[Traffic, ...], ...] = ()
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     gradient_norms: list[float | None] = field(default_factory=list)
+    state: State | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         step = f"{1e3 * self.step_seconds:.1f} ms a step in {self.clock_label}"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from pipelab.asynchronous import check_stream, train_without_flush
+from pipelab.checkpoint import Saving
 from pipelab.costs import Link, Network
 from pipelab.device_mesh import from_device_mesh
 from pipelab.evaluation import Evaluation
@@ -27,8 +28,10 @@ from pipelab.optimizer import Optimizer, adamw
 from pipelab.partition import cut
 from pipelab.process_rank import ProcessRank
 from pipelab.ranks import Job, Ranks, usable_device
+from pipelab.resume import Resume, continued, saving_of, starting_point
 from pipelab.run import Run
 from pipelab.schedule import Schedule
+from pipelab.state import put_back
 from pipelab.tensor_parallel import check_tensor_shards
 from pipelab.validate import validate
 from pipelab.virtual_ranks import VirtualRanks
@@ -45,6 +48,8 @@ RULES = {"gloo": "tag", "nccl": "issue order"}
 """How the libraries between processes match a send with its receive."""
 COMMUNICATION = ("overlapped", "blocking")
 
+NOT_CARRIED_OVER = {"model", "schedule", "mesh", "steps", "at", "resume"}
+"""The arguments of `train` that a run which is reshaped does not take over."""
 NO_BATCH = "there is no batch to train on; give at least one (inputs, targets)"
 SLOW_IMPORTS = ("pipelab.training", "torch._dynamo")  # the first optimizer of a process imports the second
 
@@ -76,6 +81,8 @@ def train(
     rate: Rate | None = None,
     zero: bool = False,
     sequence_parallel: bool = False,
+    save: str | os.PathLike[str] | Saving | None = None,
+    resume: Resume | None = None,
 ) -> Run:
     """Train `model`, cut into the schedule's stages, one step per batch; it is changed in place, as training does.
 
@@ -93,6 +100,9 @@ def train(
     A run that is predicted to need more memory than there is does not begin (see `fit`); `memory_limit` is what one
     rank may hold, in bytes, math.inf for no such check.
     `clip` bounds the norm of all gradients together, `rate(step)` is a factor of the learning rate.
+    `save` is a folder for a checkpoint after the last step, or a `Saving`, which says how often. `resume` is such a
+    folder, or a run of this session: training goes on where that one ended, whatever its schedule and mesh, with steps
+    numbered on. Then batches that can be indexed are continued there; an iterator is what is yet to come.
     A schedule without a flush, such as pipedream, takes all batches at once; see `asynchronous`.
 
     On a `mesh` (or torch DeviceMesh) with dp replicas and tp tensor shards the same model is trained by dp x pp x tp
@@ -114,11 +124,12 @@ def train(
     >>> len(run.losses), run.clock, run.losses[1] < run.losses[0]
     (2, 'virtual', True)
     """
+    arguments = {name: value for name, value in locals().items() if name not in NOT_CARRIED_OVER}  # all others
     validate(schedule)
     if schedule.forward_only:
         raise ValueError(f"{schedule.name} has no backward, so nothing is learned; it is for pipelab.inference")
     if not schedule.flush:
-        check_stream(schedule, watch)
+        check_stream(schedule, watch, save is not None or resume is not None)
     mesh = _mesh(mesh, schedule)
     _refuse_mesh(mesh, schedule, link)
     check_tensor_shards(model, mesh.tp, sequence_parallel=sequence_parallel)
@@ -132,6 +143,7 @@ def train(
         transport=transport, clock=clock or CLOCKS[transport], link=link, blocking=comm == "blocking", at=at,
         timeout=timeout, watch=watch, fed=feed is not None, evaluation=evaluation, autocast=autocast, clip=clip,
         rate=rate, zero=zero, sequence_parallel=sequence_parallel,
+        start=starting_point(resume, model, optimizer, seed),
     )  # fmt: skip
     if not schedule.flush and job.ties:
         (stage, name), (other, its) = job.ties[0][:2]
@@ -143,17 +155,23 @@ def train(
         check_messages(job.program, RULES[transport], blocking=job.blocking)
     launches = transport in RULES and not is_rank()
     events = Feed(feed if is_first() else None)
-    batches = iter(itertools.islice(batches, steps))
+    batches = iter(itertools.islice(continued(batches, job.first), steps))
     first = next(batches, None)
     if first is None:
         raise ValueError(NO_BATCH)
     check_fit(job, first, memory_limit)
+    job = replace(job, saving=saving_of(save, job.first))
+    if job.start is not None:
+        cut(model, schedule.stages, at=at)  # refuses what does not fit before the model is changed
+        put_back(job.start, model)
     batches = itertools.chain([first], batches)
     with events:
         events.put(Started(schedule, mesh, job.clock, transport))
         if launches:
-            return _launch(job, list(batches), on_step, events)
-        return run_here(job, batches, lambda event: _tell(event, events, on_step))
+            run = _launch(job, list(batches), on_step, events)
+        else:
+            run = run_here(job, batches, lambda event: _tell(event, events, on_step))
+    return run if is_rank() else replace(run, arguments=arguments)
 
 
 def _tell(event: OfStep, feed: Feed, on_step: OnStep | None) -> None:
@@ -171,10 +189,11 @@ def run_here(job: Job, batches: Iterable[Batch], tell: Tell = nobody) -> Run:
     machine: Callable[[Job, Tell], Ranks] = VirtualRanks if job.transport == "memory" else ProcessRank
     if not job.program.schedule.flush:
         return train_without_flush(job, [first, *batches], tell, machine)
-    losses, evaluation, evaluations = [], job.evaluation, []
+    losses: list[float] = []
+    evaluation, evaluations = job.evaluation, []
     with machine(job, tell) as ranks:
-        ranks.warm_up(ranks.split(0, first))
-        for step, batch in enumerate(itertools.chain([first], batches)):
+        ranks.warm_up(ranks.split(job.first, first))
+        for step, batch in enumerate(itertools.chain([first], batches), job.first):
             microbatches = ranks.split(step, batch)
             tell(StepBegun(step))
             losses.append(ranks.step(microbatches))
@@ -182,15 +201,19 @@ def run_here(job: Job, batches: Iterable[Batch], tell: Tell = nobody) -> Run:
             if evaluation is not None and evaluation.is_due(step):
                 found = [ranks.evaluate(ranks.split(step, batch)) for batch in evaluation.batches]
                 evaluations.append((step, sum(found) / len(found)))
-        return replace(ranks.measured(ranks.collect(), losses), evaluations=evaluations)
+            if job.saving is not None and job.saving.due(step + 1):
+                ranks.save(losses)
+        if job.saving is not None:
+            ranks.save(losses)
+        return replace(ranks.measured(ranks.collect(), losses, state=ranks.state(losses)), evaluations=evaluations)
 
 
 def _launch(job: Job, batches: list[Batch], on_step: OnStep | None, feed: Feed) -> Run:
     """Train in processes of this host, one a rank, and bring the trained model back into the caller's own."""
     cut(job.model, job.program.schedule.stages, at=job.at)  # refuses what does not fit before a process is started
-    for step, batch in enumerate(batches):
+    for step, batch in enumerate(batches, job.first):
         split_batch(step, batch, job.mesh.dp * job.program.schedule.microbatches)
-    with InOrder(feed, job.mesh.size, flush=job.program.schedule.flush) as order:
+    with InOrder(feed, job.mesh.size, job.first, flush=job.program.schedule.flush) as order:
 
         def on_post(rank: int, numbered: tuple[int, OfStep]) -> None:
             order.hear(rank, *numbered)

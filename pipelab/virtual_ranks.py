@@ -111,6 +111,9 @@ class VirtualRanks(Ranks):
     def _of_all(self, mine: list[Any]) -> list[Any]:
         return mine
 
+    def _at_first(self, mine: list[Any]) -> list[Any]:
+        return mine
+
     def collect(self) -> list[list[Record]]:
         """The records; where ranks have copies, the model gets the values and gradients of the first replica's."""
         if not self.in_place:

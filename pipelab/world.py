@@ -100,6 +100,13 @@ class World:
             dist.all_gather_object(said, mine, group=self.control)
         return said
 
+    def gather(self, mine: Any) -> list[Any] | None:
+        """What every rank says, in the order of the ranks, on rank 0; None on the others."""
+        said: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        with _others():
+            dist.gather_object(mine, said, 0, group=self.control)
+        return said
+
     def meet(self, number: float) -> tuple[list[float], float]:
         """Wait for everybody: gives each rank's number, and when the last one came, by this host's `perf_counter`."""
         mine = torch.tensor([number, time.perf_counter() + self.offset], dtype=torch.float64)

@@ -98,7 +98,7 @@ def test_lab_01_holds_with_other_parameters(tmp_path, parameters):
     assert result.ok, result.error
 
 
-@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06", "11", "12", "15", "16", "17", "19"])
+@pytest.mark.parametrize("number", ["02", "03", "04", "05", "06", "11", "12", "15", "16", "17", "19", "22"])
 def test_the_other_labs_hold_with_two_ranks_and_an_odd_number_of_micro_batches(tmp_path, number):
     lab = find_labs(number)[0]
     result = run_lab(lab, tmp_path / lab.name, {"ranks": 2, "microbatches": 5, "model": "tiny", "steps": 1})
@@ -461,3 +461,11 @@ def test_lab_21_holds_with_an_odd_number_of_micro_batches(tmp_path):
     lab = find_labs("21")[0]
     result = run_lab(lab, tmp_path / lab.name, {"microbatches": 3, "steps": 1, "layers": 4})
     assert result.ok, result.error
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "reached"), [("gpipe", 2, 0), ("1f1b", 3, 1), ("zb-h1", 3, 2), ("oops", 1, 0)]
+)
+def test_exercise_22_begins_unsolved_and_can_be_solved(name, devices, reached):
+    cells = ["parameters", "imports", "new-model", "whole-run", "folder", "save-run", "my-choice", "my-check"]
+    assert said("22", cells, steps=1, my_schedule=name, my_ranks=devices).count(": reached") == reached

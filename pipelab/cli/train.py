@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelab.cli.cut import Cut, add_cut, find_cut, memory_limit
+from pipelab.cli.keep import add_keep, asked_saving, asked_start
 from pipelab.cli.parser import (
     CommandError,
     add_explain,
@@ -33,6 +34,7 @@ from pipelab.validate import validate
 if TYPE_CHECKING:
     from pipelab.collectives import Traffic
     from pipelab.run import Run
+    from pipelab.state import State
     from pipelab.weight_versions import Versions
 
 EXAMPLE = "pipelab train --schedule 1f1b --pp 4 --microbatches 8 --steps 5 --model tiny --check"
@@ -78,6 +80,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tie-embeddings", action="store_true", help="the head uses the embedding's matrix")
     command.add_argument("--clip", type=duration, metavar="NORM", help="largest norm of all gradients together")
     add_cut(command)
+    add_keep(command)
     command.add_argument("--check", action="store_true", help="in float64, compare with the uncut model")
     command.add_argument("--watch", action="store_true", help="note norms, and name the first value that is not finite")
     command.add_argument("--live", action="store_true", help="show the timeline while it grows, on standard error")
@@ -167,6 +170,9 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
     model = build_model(
         options.model, seed=options.seed, layers=options.layers, tied=options.tie_embeddings, dtype=dtype
     )
+    start = asked_start(options, model)
+    begin = 0 if start is None else start.step
+    saving = asked_saving(options, begin)
     uncut = copy.deepcopy(model) if options.check else None
     batches = Batches(
         text=text,
@@ -174,7 +180,7 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
         rows=options.rows or ROWS[options.model],
         context=model.config.context,
         seed=options.seed,
-        steps=options.steps,
+        steps=begin + options.steps,
     )
     mesh = Mesh(dp=options.dp, pp=options.pp, tp=options.tp)
     link = Link(float(options.latency), float(options.bandwidth or "inf"))
@@ -209,21 +215,25 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
             clip=None if options.clip is None else float(options.clip),
             zero=options.zero,
             sequence_parallel=options.sequence_parallel,
+            save=saving,
+            resume=start,
         )
     compare = uncut is not None and result.first
-    return result, _difference(options, result, uncut, batches) if compare else None, cut
+    return result, _difference(options, result, uncut, batches, start) if compare else None, cut
 
 
-def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches: Any) -> float:
+def _difference(options: argparse.Namespace, result: "Run", uncut: Any, batches: Any, start: "State | None") -> float:
     import torch
 
     from pipelab.reference import train_delayed, train_uncut
+    from pipelab.resume import continued
 
     uncut.to(options.device)
-    here = [tuple(tensor.to(options.device) for tensor in batch) for batch in batches]
+    unseen = continued(batches, 0 if start is None else start.step)
+    here = [tuple(tensor.to(options.device) for tensor in batch) for batch in unseen]
     if result.schedule.flush:
         clip = None if options.clip is None else float(options.clip)
-        train_uncut(uncut, here, options.dp * options.microbatches, seed=options.seed, clip=clip)
+        train_uncut(uncut, here, options.dp * options.microbatches, seed=options.seed, clip=clip, start=start)
     else:
         train_delayed(uncut, here, options.microbatches, result.schedule.stages, seed=options.seed)
     ours = result.parameters()

@@ -1,12 +1,13 @@
 """How can a step be seen? As text, as a figure, as a page. Plotly is loaded when a figure or a page is made.
 
 Read in this order: `text`, `table`, `palette`, `raster`; then `chart`, `timeline`, `bars`, `memory`, `holdings`, `svg`,
-`waiting`; then `idle`, `bubble`, `frontier`, `balance`, `microbatch`, `losses`, `mesh`, `traffic`; then `perfetto` and
-`report`.
+`waiting`; then `idle`, `bubble`, `frontier`, `balance`, `microbatch`, `losses`, `continued`, `mesh`, `traffic`; then
+`perfetto` and `report`.
 """
 
 from pipelab.show.balance import balance_chart
 from pipelab.show.bubble import bubble_chart
+from pipelab.show.continued import continued_chart
 from pipelab.show.frontier import frontier_chart
 from pipelab.show.holdings import holdings_chart
 from pipelab.show.idle import idle_chart, idle_text
@@ -25,6 +26,7 @@ __all__ = [
     "balance_chart",
     "bubble_chart",
     "compare",
+    "continued_chart",
     "frontier_chart",
     "holdings_chart",
     "idle_chart",
