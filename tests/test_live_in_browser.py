@@ -10,7 +10,7 @@ import pytest
 
 import pipelab as pl
 from pipelab.dependencies import GIVES, needs
-from pipelab.show.live.columns import TimeAxis, empty_block, shape, span_block, trace_block
+from pipelab.show.live.columns import TimeAxis, block_of, shape, trace_block
 from pipelab.show.live.page import page_html
 from pipelab.show.palette import DARK, LIGHT, LOOKS
 from pipelab.simulate import simulate_program
@@ -230,17 +230,19 @@ def test_a_trace_that_grew_is_painted_as_the_whole_is(open_page):
     whole = open_page(trace).evaluate("timeline.ground.toDataURL()")
     page = open_page(step("gpipe", 2, 2))
     spans = sorted(trace.spans, key=lambda span: (span.end, span.rank))
-    blocks = [empty_block(shape("zb-h1", "simulated", trace.chunks, Unit("", 1)))]
-    blocks += [span_block(spans[at : at + 10], at, TimeAxis(Unit("", 1))) for at in range(0, len(spans), 10)]
+    axis = TimeAxis(Unit("", 1))
+    headers = [shape("zb-h1", "simulated", trace.chunks, axis.unit)]
+    headers += [{"step": 0, "first": at} for at in range(10, len(spans), 10)]
+    blocks = [block_of(header, spans[at * 10 : at * 10 + 10], axis) for at, header in enumerate(headers)]
     page.evaluate(
         """([first, ...others]) => { const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
           timeline.show(bytes(first));
           timeline.append(bytes(others[1]));  // too early: what is missing is asked for
-          for (const block of [...others, others[3]]) timeline.append(bytes(block)); }""",
+          for (const block of others) timeline.append(bytes(block)); }""",
         [b64encode(block).decode() for block in blocks],
     )
     until(page, f"timeline.root.dataset.bars === '{len(spans)}'")
-    assert page.evaluate("events") == [{"type": "missing", "from": 0}]
+    assert page.evaluate("events") == [{"type": "missing", "from": 10}]
     assert page.evaluate("timeline.ground.toDataURL()") == whole
 
 

@@ -1,27 +1,31 @@
 """How can a step be explored? With the pointer, with keys, with sliders, and while it happens.
 
 `explore`, `playground` and `builder` give widgets in a notebook. With `PIPELAB_HEADLESS=1`, or where there is no
-notebook, they give the figure of `show.timeline` and the step as text. anywidget is loaded on first use.
+notebook, they give the figure of `show.timeline` and the step as text. `watch` gives a listener of the feed, which
+shows a run while it goes on. anywidget is loaded on first use.
 
-Read in this order: `columns` and `timeline.js` (the picture), `widget`, `page`; then `question`, `steps`,
+Read in this order: `columns` and `timeline.js` (the picture), `widget`, `page`, `watched`; then `question`, `steps`,
 `sliders`, `draft`, `build_mode`; then `still`.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelab.costs import Costs
 from pipelab.show.live.question import Question, answer
 from pipelab.show.live.still import Still, in_a_notebook
+from pipelab.show.live_text import LiveText
 from pipelab.show.memory import Curve
 from pipelab.trace import Number, Trace
 
 if TYPE_CHECKING:
     from pipelab.show.live.build_mode import Builder
     from pipelab.show.live.sliders import Playground
+    from pipelab.show.live.watched import Watch
     from pipelab.show.live.widget import Timeline
 
-__all__ = ["Question", "Still", "answer", "builder", "explore", "playground"]
+__all__ = ["Question", "Still", "answer", "builder", "explore", "playground", "watch"]
 
 
 def explore(
@@ -44,6 +48,22 @@ def explore(
     from pipelab.show.live.widget import Timeline
 
     return Timeline(trace, memory, limit)
+
+
+def watch(limit: "Number | Sequence[Number] | None" = None) -> "Watch | LiveText":
+    """A listener to watch a run with: display it, then `train(..., feed=it)`; without a notebook it prints each step.
+
+    It never holds the run up. `.live` is what is known of the run (`pipelab.live`); `limit` is in bytes, one number or
+    one a rank.
+
+    >>> watch()
+    <prints each step of a run>
+    """
+    if not in_a_notebook():
+        return LiveText(sys.stdout)
+    from pipelab.show.live.watched import Watch
+
+    return Watch(limit)
 
 
 def playground(**question: Any) -> "Playground | Still":

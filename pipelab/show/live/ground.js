@@ -16,7 +16,7 @@ function paintGround(g, bars, frame, paints) {
   paintBars(g, bars, frame, paints);
   if (frame.bar >= 8) paintPhases(g, bars, frame, paints);
   g.restore();
-  paintMemory(g, bars, frame, paints);
+  if (bars.header.memory !== false) paintMemory(g, bars, frame, paints);
 }
 
 /** Bars by look, so that the colour is changed a few times only; rows with more bars than room show shares. */
@@ -33,9 +33,9 @@ function paintBars(g, bars, frame, paints) {
       for (let place = low; place < high; place++) {
         const bar = row[place];
         if (end[bar] <= frame.from || end[bar] - start[bar] <= shortest) continue;
-        const late = bars.late(stage[bar]), name = kind[bar] * 2 + late;
+        const name = which ? -which : kind[bar] * 2 + bars.late(stage[bar]);
         let group = groups.get(name);
-        if (!group) groups.set(name, (group = { look: paints.of(names[kind[bar]], late), kind: which ? "" : names[kind[bar]], list: [] }));
+        if (!group) groups.set(name, (group = { look: paints.bar(bars, bar), kind: which ? "" : names[kind[bar]], list: [] }));
         const top = frame.y(rank, lane[bar]), tall = frame.tall(lane[bar]), half = part[bar] ? tall / 2 : tall;
         group.list.push(frame.x(start[bar]), (end[bar] - start[bar]) * frame.scale, top + (part[bar] === 2 ? half : 0), half, bar);
       }
@@ -64,8 +64,9 @@ function paintLabels(g, list, kind, bars, frame, paints) {
   for (let i = 0; i < list.length; i += 5) {
     if (list[i + 3] < 11 || list[i + 1] < 9) continue;
     const left = Math.max(list[i], frame.left), right = Math.min(list[i] + list[i + 1], frame.right);
-    const number = String(microbatch[list[i + 4]]), room = right - left;
-    const text = room >= 12 + 7 * number.length ? kind + number : room >= 4 + 6.7 * number.length ? number : "";
+    const long = kind.length > 1 ? kind : kind + microbatch[list[i + 4]], short = kind.length > 1 ? kind[0] : long.slice(1);
+    const room = right - left;
+    const text = room >= 5 + 7 * long.length ? long : room >= 4 + 6.7 * short.length ? short : "";
     if (text) g.fillText(text, (left + right) / 2, list[i + 2] + list[i + 3] / 2 + 0.5);
   }
 }
@@ -118,7 +119,7 @@ function paintAxis(g, bars, frame, paints) {
   g.fillStyle = ground.ink;
   g.textAlign = "right";
   const every = Math.ceil(16 / frame.each);
-  for (let rank = 0; rank < header.ranks; rank += every) g.fillText(`rank ${rank}`, frame.left - 8, frame.y(rank) + Math.max(frame.bar, 8) / 2);
+  for (let rank = 0; rank < header.ranks; rank += every) g.fillText(bars.label(rank), frame.left - 8, frame.y(rank) + Math.max(frame.bar, 8) / 2);
   if (frame.thin && frame.lanes.length > 1 && frame.each > 40) {
     g.font = "8px Helvetica, Arial, sans-serif";
     for (const lane of frame.lanes.slice(1)) {
