@@ -30,7 +30,7 @@ def idle_chart(explanation: Explanation, title: str | None = None) -> "Chart":
         times = [unit.of(causes[cause]) for causes in explanation.idle]
         if max(times) <= 0:
             continue
-                figure.add_bar(
+        figure.add_bar(
             orientation="h",
             y=[f"rank {rank}" for rank in range(trace.ranks)],
             x=times,
