@@ -94,6 +94,7 @@ class Bars {
   }
 
   name(bar) {
+    if (this.side(bar) < 0 && this.kind(bar).length > 1) return this.kind(bar); // a term of a makespan
     return `${this.column.stage[bar]}${this.kind(bar)}${this.column.microbatch[bar]}`;
   }
 

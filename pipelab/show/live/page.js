@@ -89,7 +89,7 @@ function fillLegend(view) {
     g.fillStyle = look.colour; g.fillRect(0, 0, 22, 14);
     if (look.tile) { g.fillStyle = g.createPattern(look.tile, "repeat"); g.fillRect(0, 0, 22, 14); }
   };
-  for (const name of names) entry(`${name} ${paints.words(name)}`, bar(paints.of(name, 0)));
+  for (const name of names) entry(`${name}${name.length > 1 ? ":" : ""} ${paints.words(name)}`, bar(paints.of(name, 0)));
   for (const name of bars.lanes.slice(1)) if (bars.used.has(bars.lanes.indexOf(name))) entry(`${name}: ${paints.words(name)}`, bar(paints.of(name, 0)));
   if (late) entry("lighter: a later chunk", bar({ colour: lighter(paints.of("F", 0).colour) }));
   entry("idle", (g) => { g.fillStyle = paints.ground.idle; g.fillRect(0, 0, 22, 14); });

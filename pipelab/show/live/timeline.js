@@ -249,6 +249,7 @@ export class Timeline {
   /** In words: a bar with what it waited for, or idle time with its cause. */
   describe({ rank, lane, bar, before = -1, after = -1 }) {
     const { bars } = this, { start, end, stage, microbatch, lane: lanes } = bars.column;
+    if (bar >= 0 && bars.side(bar) < 0) return this.compared(bar);
     if (bar >= 0) {
       const kind = bars.kind(bar), label = lane === 0 ? "" : `, ${bars.lanes[lanes[bar]]}`;
       const lines = [`${bars.name(bar)} ${this.paints.words(kind)}${label}`];
@@ -257,10 +258,21 @@ export class Timeline {
       const cause = lane === 0 ? this.cause(bar) : "";
       return cause ? [...lines, cause] : lines;
     }
-    if (lane) return null;
+    if (lane || (bars.header.sides && bars.header.sides[rank] < 0)) return null;
     const from = before >= 0 ? end[before] : 0;
     if (after < 0) return [`${bars.label(rank)} idle: ${before < 0 ? "nothing yet" : "its work is done"}`, `from ${this.unit(from)}`];
     return [`${bars.label(rank)} idle ${this.unit(start[after] - from)}`, this.cause(after) || `then ${bars.name(after)}`];
+  }
+
+  /** In words: how an action differs in two traces, or what a piece of the gap is. */
+  compared(bar) {
+    const { bars } = this, { start, end, waitStage, waitKind, waitMicrobatch } = bars.column, kind = bars.kind(bar);
+    const long = this.unit(end[bar] - start[bar]);
+    if (waitStage[bar] < 0) return [`${kind}: ${long}`, this.paints.words(kind)];
+    const about = [waitStage[bar], bars.kinds[waitKind[bar]], waitMicrobatch[bar]];
+    const lengths = [0, 1].map((side) => bars.find(side, ...about)).map((other) => (other < 0 ? "?" : this.unit(end[other] - start[other])));
+    const [there, here] = bars.header.sayings, lines = [`${about.join("")} ${this.paints.words(kind)}`];
+    return kind === "w" ? [...lines, `the rank was idle ${long} longer before it`] : [...lines, `${there} ${lengths[0]}, ${here} ${lengths[1]}`];
   }
 
   /** Why a bar did not start earlier. */
@@ -278,6 +290,7 @@ export class Timeline {
 
   /** The time under the cursor, and what each rank holds then. */
   reading() {
+    if (this.bars.header.memory === false) return `time ${this.unit(this.cursor)}`;
     const curves = this.bars.memory(), held = [];
     for (let rank = 0; rank < Math.min(curves.length, 16); rank++) {
       const [times, amounts] = curves[rank];
@@ -323,6 +336,7 @@ export class Timeline {
   }
 
   select(bar) {
+    if (bar >= 0 && this.bars.side(bar) < 0) return;
     this.selected = bar;
     const { bars } = this;
     this.tell({ type: "select", action: bar >= 0 ? bars.name(bar) : "" });

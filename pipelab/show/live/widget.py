@@ -6,9 +6,12 @@ from typing import Any
 import anywidget
 import traitlets
 
+from pipelab.explain import Explanation
 from pipelab.show.live.columns import RULE, STYLE, trace_block
+from pipelab.show.live.overlaid import overlay_block
 from pipelab.show.live.script import script, stylesheet
 from pipelab.show.memory import Curve
+from pipelab.show.overlay import gap_text, overlay_text
 from pipelab.show.text import timeline_text
 from pipelab.trace import Number, Trace
 from pipelab.units import figures_text, finding
@@ -69,9 +72,13 @@ class Timeline(anywidget.AnyWidget):
             self.text, self.heading = "", []
             self.frame = block
 
+    def as_text(self) -> str:
+        """The same in a terminal's way; "" as long as nothing has happened."""
+        return timeline_text(self.trace) if self.trace is not None and self.trace.counted else ""
+
     def _hear(self, _: Any, event: dict[str, Any], __: Any) -> None:
-        if event["type"] == "text" and self.trace is not None:
-            self.text = timeline_text(self.trace)
+        if event["type"] == "text":
+            self.text = self.as_text()
         elif event["type"] == "select":
             self.selected = event["action"]
         self.on_event(event)
@@ -80,6 +87,25 @@ class Timeline(anywidget.AnyWidget):
         """Beside the widget the step as text, for where no widget can be."""
         bundle = super()._repr_mimebundle_(**options)
         data = bundle[0] if isinstance(bundle, tuple) else bundle
-        if data and self.trace is not None and self.trace.counted:
-            data["text/plain"] = timeline_text(self.trace)
+        if data and (text := self.as_text()):
+            data["text/plain"] = text
         return bundle
+
+
+class Overlay(Timeline):
+    """The interactive timeline of an explanation of two traces, as `show.overlay` has it standing still.
+
+    >>> from pipelab import Costs, build, explain, simulate
+    >>> one, other = (simulate(build("1f1b", ranks=4, microbatches=8), Costs.uniform(hop=hop)) for hop in (0, 1))
+    >>> Overlay(explain(other, against=one)).alt
+    'here is 16 longer than there: communication 16'
+    """
+
+    def __init__(self, explanation: Explanation) -> None:
+        super().__init__()
+        self.explanation = explanation
+        self.alt = gap_text(explanation)
+        self.frame = overlay_block(explanation)
+
+    def as_text(self) -> str:
+        return overlay_text(self.explanation)
