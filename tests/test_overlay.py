@@ -67,7 +67,7 @@ def test_the_figure_names_units_clocks_and_every_change_with_a_hatch():
     assert figure.layout.title.text.startswith("virtual is ") and "communication" in figure.layout.title.text
     hatches = {bar.name[:2]: bar.marker.pattern.shape for bar in figure.data if bar.name[:2] in ("+ ", "- ", "w ")}
     assert len(set(hatches.values()) - {""}) == 3
-    assert overlay_text(why).count("rank 0") >= 2 and str(why) in overlay_text(why)
+    assert overlay_text(why).count("rank 0") >= 2 and str(why)[:60] in overlay_text(why).replace("\n", " ")
 
 
 def test_an_overlay_of_one_trace_or_of_unlike_ones_is_refused():

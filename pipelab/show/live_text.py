@@ -32,8 +32,9 @@ class LiveText:
         """Take an event, and draw if it is time to."""
         self.live(event)
         if not self._out.isatty():
-            if isinstance(event, StepEnded):
-                print("; ".join((f"step {event.step}", *run_lines(self.live))), file=self._out, flush=True)
+            if isinstance(event, StepEnded) and self.live.started is not None:
+                which = f"{self.live.started.schedule.name}, step {event.step}"
+                print("; ".join((which, *run_lines(self.live))), file=self._out, flush=True)
         elif isinstance(event, Ended):
             self._draw(picture(self.live, *self._size()) if event.error else [])
         elif time.monotonic() >= self._next:

@@ -1,5 +1,6 @@
 """Where do two traces of one schedule differ, and what is the gap made of? Both on one axis, by action and by term."""
 
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -119,7 +120,8 @@ def terms_of_both(explanation: Explanation) -> tuple[list[Term], list[Term]]:
 
 def overlay_text(explanation: Explanation, width: int = 100) -> str:
     """Both timelines as text, and the difference in words."""
-    return "\n\n".join([*(timeline_text(trace, width) for trace in both_of(explanation)), str(explanation)])
+    words = textwrap.fill(str(explanation), width)
+    return "\n\n".join([*(timeline_text(trace, width) for trace in both_of(explanation)), words])
 
 
 def overlay(explanation: Explanation) -> "Chart":
