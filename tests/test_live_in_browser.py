@@ -1,12 +1,11 @@
 """The live timeline in a browser: what is painted, what pointer and keys do, what the script knows of dataflow."""
 
 import json
-import os
-import shutil
 from base64 import b64encode
 from itertools import pairwise
 
 import pytest
+from browsers import CHROMIUM, NONE, chromium
 
 import pipelab as pl
 from pipelab.dependencies import GIVES, needs
@@ -18,12 +17,10 @@ from pipelab.simulate import simulate_program
 from pipelab.trace import in_flight
 from pipelab.units import Unit
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: the browser tests are left out")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: the browser tests are left out")
+pytest.importorskip("playwright.sync_api", reason="no playwright here: the browser tests are left out")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"{NONE}: the browser tests are left out")
 
 UNIT = pl.Costs.uniform(F=1, I=1, W=1)
-QUIET = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 
 
 def step(name="1f1b", ranks=4, microbatches=8, costs=UNIT, **options):
@@ -32,11 +29,8 @@ def step(name="1f1b", ranks=4, microbatches=8, costs=UNIT, **options):
 
 @pytest.fixture(scope="module")
 def browser():
-    root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # as in a container
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET + root)
+    with chromium() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture

@@ -1,21 +1,15 @@
 """Lab 00 in a real JupyterLab: sliders, steps, the builder, runs that are watched; twice, with a restart in between."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from browsers import CHROMIUM, KERNEL, NONE, ROOT, RUN_ALL, chromium, jupyterlab, open_notebook
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: JupyterLab is not tried")
 pytest.importorskip("jupyterlab", reason="no JupyterLab here")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: JupyterLab is not tried")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"{NONE}: JupyterLab is not tried")
 
-ROOT = Path(__file__).resolve().parent.parent
 PREPARE = """
 import time
 from pathlib import Path
@@ -65,55 +59,20 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def address(home):
-    """A JupyterLab of its own with the notebook open in it; nothing of the user's is read or written."""
-    (home / "lab.ipynb").write_text(notebook(), encoding="utf-8")
-    own = {"HOME": str(home), "JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTER_RUNTIME_DIR": str(home / "runtime")}
-    environment = {**os.environ, **own, "IPYTHONDIR": str(home / "ipython"), "PYTHONPATH": str(ROOT)}
-    environment.pop("PIPELAB_HEADLESS", None)
-    options = ["--no-browser", "--allow-root", "--port=0", "--ip=127.0.0.1", "--IdentityProvider.token="]
-    options += [f"--ServerApp.root_dir={home}", "--LabApp.expose_app_in_browser=True"]
-    with (home / "log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *options], env=environment, stdout=log, stderr=log
-        )
-        try:
-            yield f"{_url(home / 'runtime', server)}lab/tree/lab.ipynb?reset"
-        finally:
-            server.terminate()
-            server.wait(20)
-
-
-def _url(folder, server):
-    for _ in range(300):
-        for file in folder.glob("jpserver-*.json"):
-            return json.loads(file.read_text())["url"]
-        assert server.poll() is None, "JupyterLab ended at once"
-        time.sleep(0.1)
-    raise AssertionError("JupyterLab did not start")
-
-
-@pytest.fixture(scope="module")
-def page(address):
+def page(home):
     """The notebook in a browser; at the end nothing was fetched from elsewhere and no error was reported."""
     fetched, wrong = [], []
-    root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    with playwright.sync_playwright() as driver:
-        quiet = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=quiet + root)
+    (home / "lab.ipynb").write_text(notebook(), encoding="utf-8")
+    with jupyterlab(home) as url, chromium() as browser:
         shown = browser.new_page(viewport={"width": 1400, "height": 9000})  # all cells at once, or Lab hides some
         shown.set_default_timeout(60_000)
         shown.on("request", lambda request: fetched.append(request.url))
         shown.on("pageerror", lambda error: wrong.append(str(error)))
         shown.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        shown.goto(address)
-        shown.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.isReady")
-        shown.wait_for_function("jupyterapp.shell.currentWidget.sessionContext?.session?.kernel?.status === 'idle'")
+        open_notebook(shown, url, "lab.ipynb")
         shown.evaluate(RUN_ALL)
         yield shown
-        browser.close()
-    here = address.split("/lab/")[0]
-    assert not [url for url in fetched if not url.startswith((here, "data:", "blob:"))] and not wrong
+    assert not [address for address in fetched if not address.startswith((url, "data:", "blob:"))] and not wrong
 
 
 def timelines(page):
@@ -128,7 +87,6 @@ def until(condition):
     raise AssertionError("it never came true")
 
 
-RUN_ALL = "void jupyterapp.commands.execute('notebook:run-all-cells')"
 BARS = "[...document.querySelectorAll('.pipelab-timeline')].map((one) => one.dataset.bars)"
 COMPUTE = """(place) => { const { bars } = document.querySelectorAll('.pipelab-timeline')[place].timeline;
   return [0, 1].flatMap((rank) => bars.row(rank).map((bar) => bars.name(bar))); }"""
@@ -203,9 +161,8 @@ def test_the_builder_refuses_and_accepts(page):
 def test_restart_and_run_all(page, home):
     for transport in TRANSPORTS:
         (home / f"{transport} done").unlink()
-    kernel = "jupyterapp.shell.currentWidget.sessionContext.session.kernel"
-    page.evaluate(f"{kernel}.restart()")
-    page.wait_for_function(f"{kernel}.status === 'idle'")
+    page.evaluate(f"{KERNEL}.restart()")
+    page.wait_for_function(f"{KERNEL}.status === 'idle'")
     page.evaluate("jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
     page.wait_for_function("document.querySelectorAll('.pipelab-timeline').length === 0")
     page.evaluate(RUN_ALL)
@@ -219,8 +176,7 @@ def test_restart_and_run_all(page, home):
 def test_closing_the_tab_does_not_disturb_a_run(page, home):
     for what in ("0", "1", "1 stopped", "1 go on", "done"):
         (home / f"memory {what}").unlink(missing_ok=True)
-    kernel = "jupyterapp.shell.currentWidget.sessionContext.session.kernel"
-    page.evaluate(f"void {kernel}.requestExecute({{code: {json.dumps(TRAIN.format('memory'))}}})")
+    page.evaluate(f"void {KERNEL}.requestExecute({{code: {json.dumps(TRAIN.format('memory'))}}})")
     until((home / "memory 1 stopped").exists)
     page.close()
     (home / "memory 1 go on").touch()
