@@ -156,6 +156,16 @@ def test_one_watch_may_see_several_runs(sent):
         assert bars_of(frames[-1]) == bars_of(trace_block(run.traces[-1]))
 
 
+def test_every_pipeline_of_a_mesh_is_seen_and_depends_on_itself_alone(sent):
+    watch, frames = sent[0](), sent[1]
+    batches = Batches(text=load_text("arithmetic"), microbatches=8, rows=1, context=16, seed=0, steps=1)
+    pl.train(build_model("tiny"), batches, pl.build("1f1b", 2, 4), Mesh(dp=2, pp=2), feed=watch)
+    header, columns = read_block(frames[-1])
+    growing, _ = read_block(frames[0])
+    assert header["ranks"] == 4 and header["sides"] == growing["sides"] == [0, 0, 1, 1]
+    assert {"REDUCE"} <= {header["kinds"][kind] for kind in columns["kind"]}
+
+
 def until(condition):
     for _ in range(200):
         if condition():

@@ -5,6 +5,7 @@ A front end reads the columns as typed arrays, without parsing: 50,000 bars are 
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -89,6 +90,8 @@ def trace_block(
     header |= {"title": finding(trace), "figures": figures_text(trace, unit), "length": unit.of(trace.makespan)}
     chunks = chunk_of(trace)
     header["chunk"] = [chunks.get(stage, 0) for stage in range(1 + max(chunks, default=-1))]
+    if (sides := _pipelines(trace)) is not None:
+        header["sides"] = sides
     if memory is not None and len(memory) != trace.ranks:
         raise ValueError(f"memory needs one curve a rank, {trace.ranks} in all: got {len(memory)}")
     return block_of(header, trace.counted, axis, memory)
@@ -115,6 +118,18 @@ def block_of(
             points = [(in_time.of(time), number(amount)) for curve in memory for time, amount in curve]
             columns["curves"] = np.array(points, "<f8").reshape(-1)
         return _block(said, columns)
+
+
+def _pipelines(trace: Trace) -> list[int] | None:
+    """On a mesh, for each rank which of several like pipelines it belongs to: so many ranks before it begin as it does.
+    None if there is one."""
+    before: Counter[int] = Counter()
+    sides = []
+    for row in trace.compute:
+        stage = parts(row[0].action)[0].stage if row else -1
+        sides.append(before[stage])
+        before[stage] += stage >= 0
+    return sides if any(sides) else None
 
 
 def shape(

@@ -175,7 +175,7 @@ function paintMemory(g, bars, frame, paints) {
   g.globalAlpha = 1;
   shown.forEach((rank, turn) => paintCurve(g, curves[rank], frame, y, paints.line(turn), 4 - (2.4 * turn) / Math.max(shown.length - 1, 3)));
   g.restore();
-  if (limits) paintLimits(g, frame, y, limits, paints);
+  if (limits) paintLimits(g, frame, y, limits, paints, (limit) => (bars.curves ? `${digits(limit / size)} ${unit}` : digits(limit)));
   g.textAlign = "left";
   shown.forEach((rank, turn) => {
     const line = paints.line(turn), at = frame.memoryTop + 7 + turn * 14;
@@ -222,7 +222,7 @@ function paintCurve(g, [times, amounts], frame, y, line, width, above = null) {
   g.setLineDash([]);
 }
 
-function paintLimits(g, frame, y, limits, paints) {
+function paintLimits(g, frame, y, limits, paints, words) {
   g.strokeStyle = g.fillStyle = paints.ground.alarm;
   g.lineWidth = 1.5;
   g.setLineDash([9, 4]);
@@ -230,7 +230,7 @@ function paintLimits(g, frame, y, limits, paints) {
     const at = y(limit);
     g.beginPath(); g.moveTo(frame.left, at); g.lineTo(frame.right, at); g.stroke();
     g.textAlign = "right";
-    g.fillText(`limit ${digits(limit)}`, frame.right - 4, at - 8);
+    g.fillText(`limit ${words(limit)}`, frame.right - 4, at - 8);
   }
   g.setLineDash([]);
 }

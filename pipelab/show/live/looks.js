@@ -116,7 +116,8 @@ class Paints {
   }
 
   words(kind) {
-    return (this.style.kinds[kind] || { words: kind.replace("_F", " activations").replace("_B", " gradients").toLowerCase() }).words;
+    const known = this.style.kinds[kind] || this.style.beside[kind];
+    return known ? known.words : kind.replace("_F", " activations").replace("_B", " gradients").toLowerCase();
   }
 
   line(turn) {

@@ -90,12 +90,15 @@ class Watch(Timeline):
         assert self.live.started is not None
         whole = self.live.trace
         unit = time_unit([whole]) if whole is not None else Unit("ms", 1000)
-        schedule, clock = self.live.started.schedule, self.live.started.clock
+        schedule, mesh, clock, _ = self.live.started
         self._axis, self._bars = TimeAxis(unit), 0
         self._known = [(0, 0)] * len(progress.spans)
-        header = shape(schedule.name, clock, schedule.placement.chunks_per_rank(), unit, self._limit)
+        header = shape(schedule.name, clock, self.live.trace_of(progress).chunks, unit, self._limit)
         header |= {"step": progress.step, "length": unit.of(whole.makespan) if whole is not None else 0}
         header["chunk"] = _chunks(schedule)
+        if mesh.size > mesh.pp:
+            places = [mesh.coordinates(rank) for rank in range(mesh.size)]
+            header["sides"] = [replica * mesh.tp + shard for replica, _, shard in places]
         self.frame = self._block(header, progress)
 
     def _grow(self, progress: Progress) -> None:
