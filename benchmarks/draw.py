@@ -19,7 +19,7 @@ from browsers import RUN_ALL, chromium, jupyterlab, open_notebook
 import pipelab as pl
 
 SIZES = {1_000: 64, 10_000: 640, 50_000: 3200}  # about so many bars: micro-batches of gpipe on 8 ranks
-TURNS = {1_000: 12, 10_000: 8, 50_000: 3}
+TURNS = {1_000: 12, 10_000: 8, 50_000: 2}
 CONTENDERS = ("ours", "go.Bar", "FigureWidget")
 
 FIGURES = """

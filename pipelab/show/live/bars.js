@@ -16,8 +16,13 @@ class Bars {
     this.rows = Array.from({ length: header.ranks * this.lanes.length }, () => []);
     this.found = null; // (stage, kind, micro-batch) -> bar, made when it is first asked for
     this.end = 0;
-    this.used = new Set([0]); // lanes with bars
+    this.used = new Set([0, ...this.expected("lanes").map((lane) => this.lanes.indexOf(lane))]); // lanes with bars
     this.curves = null; // measured memory: [times, amounts] a rank
+  }
+
+  /** Of a step that goes on, the kinds and the lanes that the last one had: so nothing moves when they come. */
+  expected(what) {
+    return this.header.expected ? this.header.expected[what] : [];
   }
 
   replace(block) {
@@ -68,6 +73,10 @@ class Bars {
     lengths.forEach((length, rank) => {
       const [times, amounts] = this.curves[rank];
       for (const end = place + 2 * length; place < end; place += 2) {
+        if (times[times.length - 1] === points[place] && amounts[amounts.length - 1] <= points[place + 1]) {
+          times.pop(); // what is given up and taken at one time leaves no dip
+          amounts.pop();
+        }
         times.push(points[place]);
         amounts.push(points[place + 1]);
       }

@@ -173,7 +173,7 @@ function paintMemory(g, bars, frame, paints) {
   g.globalAlpha = 0.35; // below the lines, so that one sees whose it is
   for (const rank of limits ? shown : []) paintCurve(g, curves[rank], frame, y, { colour: ground.alarm, dash: [] }, 10, limits[rank]);
   g.globalAlpha = 1;
-  shown.forEach((rank, turn) => paintCurve(g, curves[rank], frame, y, paints.line(turn), 4 - (2.4 * turn) / Math.max(shown.length - 1, 3)));
+  shown.forEach((rank, turn) => paintCurve(g, curves[rank], frame, y, paints.line(turn), 4 - (2.4 * turn) / Math.max(shown.length - 1, 3), null, bars.end));
   g.restore();
   if (limits) paintLimits(g, frame, y, limits, paints, (limit) => (bars.curves ? `${digits(limit / size)} ${unit}` : digits(limit)));
   g.textAlign = "left";
@@ -189,8 +189,8 @@ function paintMemory(g, bars, frame, paints) {
   });
 }
 
-/** The steps of a curve; with `above`, only where it is higher than that. */
-function paintCurve(g, [times, amounts], frame, y, line, width, above = null) {
+/** The steps of a curve, as far as they are known; with `above`, only where it is higher than that. */
+function paintCurve(g, [times, amounts], frame, y, line, width, above = null, end = 0) {
   g.strokeStyle = line.colour;
   g.lineWidth = width;
   g.setLineDash(line.dash);
@@ -212,7 +212,7 @@ function paintCurve(g, [times, amounts], frame, y, line, width, above = null) {
       last = Math.round(x);
       g.lineTo(x, y(before));
       g.lineTo(x, y(amounts[i]));
-      if (i + 1 === times.length) g.lineTo(Math.max(frame.x(frame.to), x), y(amounts[i]));
+      if (i + 1 === times.length) g.lineTo(Math.max(frame.x(end), x), y(amounts[i]));
     } else if (amounts[i] > above && i + 1 < times.length) {
       g.moveTo(x, y(amounts[i]));
       g.lineTo(frame.x(times[i + 1]), y(amounts[i]));

@@ -73,7 +73,7 @@ function fillLegend(view) {
   for (let bar = 0; bar < bars.count && used.size < bars.kinds.length; bar++) if (!lane[bar]) used.add(kind[bar]);
   for (let bar = 0; bar < bars.count && !late; bar++) late = bars.late(stage[bar]) === 1;
   const place = (name) => (order.includes(name) ? order.indexOf(name) : order.length);
-  const names = [...used].map((code) => bars.kinds[code]).sort((one, other) => place(one) - place(other));
+  const names = [...new Set([...bars.expected("kinds"), ...[...used].map((code) => bars.kinds[code])])].sort((one, other) => place(one) - place(other));
   const shown = `${view.dark} ${late} ${names} ${[...bars.used]}`;
   if (shown === view.legended) return;
   view.legended = shown;

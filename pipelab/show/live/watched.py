@@ -96,6 +96,9 @@ class Watch(Timeline):
         header = shape(schedule.name, clock, self.live.trace_of(progress).chunks, unit, self._limit)
         header |= {"step": progress.step, "length": unit.of(whole.makespan) if whole is not None else 0}
         header["chunk"] = _chunks(schedule)
+        if whole is not None:
+            kinds = {action.kind for row in whole.compute for span in row for action in parts(span.action)}
+            header["expected"] = {"kinds": sorted(kinds), "lanes": sorted({span.lane for span in whole.counted})}
         if mesh.size > mesh.pp:
             places = [mesh.coordinates(rank) for rank in range(mesh.size)]
             header["sides"] = [replica * mesh.tp + shard for replica, _, shard in places]
