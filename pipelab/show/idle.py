@@ -11,6 +11,7 @@ from pipelab.units import CLOCK_NAMES, finding, time_unit
 if TYPE_CHECKING:
     from pipelab.show.chart import Chart
 
+
 def idle_chart(explanation: Explanation, title: str | None = None) -> "Chart":
     """The idle time of each rank as one bar of stacked causes; the length of a bar is the rank's idle time.
 

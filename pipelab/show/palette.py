@@ -33,14 +33,14 @@ LOOKS: Mapping[str, Look] = MappingProxyType(
         "R": Look("#CC79A7", "x", "^", "recompute"),
     }
 )
-COLLECTIVE = "#5B3A9E"
+COLLECTIVE = "#8757C9"  # seen on light and on dark paper
 OTHER = Look("#BBBBBB", "-", "?", "other work")
 
 LANES: Mapping[str, Look] = MappingProxyType(
     {
         "send": Look("#BBBBBB", "", ">", "a message on its way"),
         "recv": Look("#BBBBBB", "-", "<", "waiting for one"),
-        "collective": Look("#B79AE0", "+", "c", "ranks reduce or gather together"),
+        "collective": Look(COLLECTIVE, "+", "c", "ranks reduce or gather together"),
         "memory": Look("#D8B98A", "|", "u", "weights are updated"),
     }
 )
