@@ -100,22 +100,43 @@ def run_labs(
 
 
 def _to_html(notebook: Path) -> str:
-    """A page that works offline."""
+    """A page that works offline, with plotly's script once if there is a figure."""
+    import nbformat
     from nbconvert import HTMLExporter
 
     from pipelab.show.report import FETCHED, NOTHING_IS_FETCHED
 
+    content = nbformat.read(notebook, as_version=4)
+    outputs = [output for cell in content.cells for output in cell.get("outputs", [])]
+    head = f'<head><meta http-equiv="Content-Security-Policy" content="{NOTHING_IS_FETCHED}">'
+    if sum(_draw_with_a_script(output) for output in outputs):
+        from plotly.offline import get_plotlyjs
+
+        head += f"<script>{get_plotlyjs()}</script>"
     with _quiet():
-        page, _ = HTMLExporter(embed_images=True).from_filename(str(notebook))
-    page = FETCHED.sub("", page)
-    policy = f'<meta http-equiv="Content-Security-Policy" content="{NOTHING_IS_FETCHED}">'
-    return str(page.replace("<head>", f"<head>{policy}", 1))
+        page, _ = HTMLExporter(embed_images=True).from_notebook_node(content)
+    return FETCHED.sub("", page).replace("<head>", head, 1)
+
+
+def _draw_with_a_script(output: dict[str, Any]) -> bool:
+    """Give a figure, which a notebook keeps as data, the HTML that draws it; gives whether it is a figure."""
+    figure = output.get("data", {}).get("application/vnd.plotly.v1+json")
+    if figure is not None:
+        from plotly.io import to_html
+
+        drawn = to_html(
+            {name: figure[name] for name in ("data", "layout")}, include_plotlyjs=False, include_mathjax=False,
+            full_html=False, validate=False, config={"displaylogo": False, "responsive": True},
+        )  # fmt: skip
+        still = output["data"].get("text/html", "")
+        output["data"]["text/html"] = f"{drawn}\n<noscript>{still}</noscript>"
+    return figure is not None
 
 
 @contextmanager
 def _headless() -> Iterator[None]:
-    """What kernels inherit: figures that carry their own script, no widgets, no compiled files beside the sources."""
-    wanted = {"PLOTLY_RENDERER": "plotly_mimetype+notebook", "PIPELAB_HEADLESS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    """What kernels inherit: figures as data without a script, no widgets, no compiled files beside the sources."""
+    wanted = {"PLOTLY_RENDERER": "plotly_mimetype", "PIPELAB_HEADLESS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:

@@ -1,20 +1,26 @@
 """The live timeline without a browser: what is sent, asked and refused, and what is left without a notebook."""
 
 import random
+import time
 
 import pytest
 
 import pipelab as pl
 from pipelab.action import parts
+from pipelab.data import Batches, load_text
+from pipelab.feed import Ended, Spans, Started, StepBegun
+from pipelab.mesh import Mesh
+from pipelab.models import build_model
 from pipelab.show import live
 from pipelab.show.live.build_mode import Builder
-from pipelab.show.live.columns import TimeAxis, read_block, span_block, trace_block
+from pipelab.show.live.columns import TimeAxis, block_of, read_block, trace_block
 from pipelab.show.live.draft import Draft
 from pipelab.show.live.question import Question, answer
 from pipelab.show.live.script import script, stylesheet
 from pipelab.show.live.sliders import Playground
 from pipelab.show.live.steps import in_order, standings
-from pipelab.show.live.widget import Feed, Timeline
+from pipelab.show.live.watched import Watch
+from pipelab.show.live.widget import Timeline
 from pipelab.simulate import simulate_program
 from pipelab.trace import LANES
 from pipelab.units import Unit, origin
@@ -65,7 +71,7 @@ def test_a_block_holds_messages_in_their_lanes_and_exact_fractions_as_floats():
 
 def test_only_new_spans_are_sent_to_a_timeline_that_grows():
     spans = step("dualpipe-v", 2, 6).spans
-    blocks = [span_block(spans[at : at + 7], at, TimeAxis(Unit("", 1))) for at in range(0, len(spans), 7)]
+    blocks = [block_of({"first": at}, spans[at : at + 7], TimeAxis(Unit("", 1))) for at in range(0, len(spans), 7)]
     assert [bar for block in blocks for bar in bars_of(block)] == bars_in(spans)
     assert max(map(len, blocks)) < 1500
 
@@ -84,16 +90,88 @@ def test_memory_and_limit_are_one_a_rank():
 # -------------------------------------------------------------------------------------------------- the widget
 
 
-def test_a_feed_passes_on_every_span_and_never_disturbs_the_run():
-    spans = step().spans
-    timeline = Timeline.growing("1f1b", (1,) * 4, "simulated")
-    with Feed(timeline) as feed:
-        for span in spans:
-            feed(span)
-    assert timeline.trace.spans == spans and feed.error is None
-    with Feed(Timeline(step())) as feed:  # a finished trace cannot grow: the run does not hear of it
-        feed(spans[0])
-    assert "shows a finished trace" in str(feed.error)
+@pytest.fixture
+def sent(monkeypatch):
+    """What a `Watch` sends, in order: whole frames, and blocks of what is new."""
+    sent = []
+    monkeypatch.setattr(Watch, "send", lambda self, message, blocks: sent.extend(blocks))
+
+    def watch(**options):
+        made = Watch(**options)
+        made.observe(lambda change: sent.append(change.new), names="frame")
+        return made
+
+    return watch, sent
+
+
+def train(listener, steps=2, transport="memory", **options):
+    batches = Batches(text=load_text("arithmetic"), microbatches=4, rows=1, context=16, seed=0, steps=steps)
+    schedule = pl.build("zb-h1", 2, 4)
+    return pl.train(build_model("tiny"), batches, schedule, feed=listener, transport=transport, **options)
+
+
+@pytest.mark.parametrize("transport", ["memory", "gloo"])
+def test_a_watched_run_ends_as_its_last_step_with_loss_and_memory(sent, transport):
+    watch, frames = sent[0](limit=2**20), sent[1]
+    run = train(watch, transport=transport)
+    last = run.traces[-1]
+    assert bars_of(frames[-1]) == bars_of(trace_block(last))
+    header, columns = read_block(frames[-1])
+    assert header["limits"] == [2**20] * 2 and max(columns["curves"][1::2]) <= max(run.memory.peaks)
+    assert watch.trace == last and watch.losses == run.losses and watch.live.losses == run.losses
+    title, figures = watch.heading
+    assert title.startswith("zb-h1: ") and "tokens/s" in figures and "bubbles: step" in figures
+
+
+def test_what_is_sent_while_a_step_goes_on_is_what_was_told_and_each_span_once(sent):
+    watch, frames = sent[0](), sent[1]
+    schedule, spans = pl.build("1f1b", 2, 4), step("1f1b", 2, 4).spans
+    watch(Started(schedule, Mesh(pp=2), "virtual", "memory"))
+    watch(StepBegun(0))
+    for count in range(0, len(spans), 3):
+        for span in spans[count : count + 3]:
+            watch(Spans(0, span.rank, (span,), ((float(span.end), 7),), last=False))
+        until(lambda count=count: sum(len(bars_of(block)) for block in frames) == min(count + 3, len(spans)))
+    watch(Ended("rank 1 failed", 0))
+    assert sorted(bar for block in frames for bar in bars_of(block)) == sorted(
+        (rank, lane, name, start * 1000, end * 1000) for rank, lane, name, start, end in bars_in(spans)
+    )
+    assert sum(len(read_block(block)[1]["curves"]) for block in frames) == 2 * len(spans)
+    assert watch.heading[0] == "1f1b broke off in step 0: rank 1 failed"
+
+
+def test_a_picture_that_fails_never_disturbs_the_run(sent, monkeypatch):
+    watch = sent[0]()
+    monkeypatch.setattr(Watch, "_begin", lambda self, progress: 1 / 0)
+    with pytest.warns(RuntimeWarning, match="failed at Ended"):
+        run = train(watch)
+    assert len(run.losses) == 2
+
+
+def test_one_watch_may_see_several_runs(sent):
+    watch, frames = sent[0](), sent[1]
+    for steps in (1, 3):
+        run = train(watch, steps)
+        assert watch.losses == run.losses and watch.trace == run.traces[-1]
+        assert bars_of(frames[-1]) == bars_of(trace_block(run.traces[-1]))
+
+
+def test_every_pipeline_of_a_mesh_is_seen_and_depends_on_itself_alone(sent):
+    watch, frames = sent[0](), sent[1]
+    batches = Batches(text=load_text("arithmetic"), microbatches=8, rows=1, context=16, seed=0, steps=1)
+    pl.train(build_model("tiny"), batches, pl.build("1f1b", 2, 4), Mesh(dp=2, pp=2), feed=watch)
+    header, columns = read_block(frames[-1])
+    growing, _ = read_block(frames[0])
+    assert header["ranks"] == 4 and header["sides"] == growing["sides"] == [0, 0, 1, 1]
+    assert {"REDUCE"} <= {header["kinds"][kind] for kind in columns["kind"]}
+
+
+def until(condition):
+    for _ in range(200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never came true")
 
 
 def test_a_timeline_carries_the_step_as_text_for_where_no_widget_can_be():
@@ -110,7 +188,7 @@ def test_what_the_reader_selects_can_be_observed():
 
 def test_the_script_is_small_and_fetches_nothing_and_nothing_moves():
     code, looks = script(), stylesheet()
-    assert len(code) < 60_000 and "://" not in code + looks and "\nimport " not in code
+    assert len(code) < 70_000 and "://" not in code + looks and "\nimport " not in code
     assert "transition" not in looks and "animation" not in looks and "#0003" in looks
     assert "56B4E9" not in code, "colours are written once, in palette.py"
 

@@ -1,28 +1,26 @@
 """The live timeline in a browser: what is painted, what pointer and keys do, what the script knows of dataflow."""
 
 import json
-import os
-import shutil
 from base64 import b64encode
 from itertools import pairwise
 
 import pytest
+from browsers import CHROMIUM, NONE, chromium
 
 import pipelab as pl
 from pipelab.dependencies import GIVES, needs
-from pipelab.show.live.columns import TimeAxis, empty_block, shape, span_block, trace_block
-from pipelab.show.live.page import page_html
-from pipelab.show.palette import DARK, LIGHT, LOOKS
+from pipelab.show.live.columns import TimeAxis, block_of, shape, trace_block
+from pipelab.show.live.page import overlay_page_html, page_html
+from pipelab.show.overlay import changes
+from pipelab.show.palette import CHANGES, DARK, LANES, LIGHT, LOOKS
 from pipelab.simulate import simulate_program
 from pipelab.trace import in_flight
 from pipelab.units import Unit
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: the browser tests are left out")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: the browser tests are left out")
+pytest.importorskip("playwright.sync_api", reason="no playwright here: the browser tests are left out")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"{NONE}: the browser tests are left out")
 
 UNIT = pl.Costs.uniform(F=1, I=1, W=1)
-QUIET = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync"]
 
 
 def step(name="1f1b", ranks=4, microbatches=8, costs=UNIT, **options):
@@ -31,11 +29,8 @@ def step(name="1f1b", ranks=4, microbatches=8, costs=UNIT, **options):
 
 @pytest.fixture(scope="module")
 def browser():
-    root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # as in a container
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET + root)
+    with chromium() as running:
         yield running
-        running.close()
 
 
 @pytest.fixture
@@ -51,7 +46,8 @@ def open_page(browser, tmp_path):
         page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         file = tmp_path / "page.html"
-        file.write_text(page_html(trace, **options), encoding="utf-8")
+        html = page_html(trace, **options) if isinstance(trace, pl.Trace) else overlay_page_html(trace)
+        file.write_text(html, encoding="utf-8")
         page.goto(file.as_uri())
         until(page, "window.timeline && timeline.painted > 0")
         return page
@@ -230,18 +226,63 @@ def test_a_trace_that_grew_is_painted_as_the_whole_is(open_page):
     whole = open_page(trace).evaluate("timeline.ground.toDataURL()")
     page = open_page(step("gpipe", 2, 2))
     spans = sorted(trace.spans, key=lambda span: (span.end, span.rank))
-    blocks = [empty_block(shape("zb-h1", "simulated", trace.chunks, Unit("", 1)))]
-    blocks += [span_block(spans[at : at + 10], at, TimeAxis(Unit("", 1))) for at in range(0, len(spans), 10)]
+    axis = TimeAxis(Unit("", 1))
+    headers = [shape("zb-h1", "simulated", trace.chunks, axis.unit)]
+    headers += [{"step": 0, "first": at} for at in range(10, len(spans), 10)]
+    blocks = [block_of(header, spans[at * 10 : at * 10 + 10], axis) for at, header in enumerate(headers)]
     page.evaluate(
         """([first, ...others]) => { const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
           timeline.show(bytes(first));
           timeline.append(bytes(others[1]));  // too early: what is missing is asked for
-          for (const block of [...others, others[3]]) timeline.append(bytes(block)); }""",
+          for (const block of others) timeline.append(bytes(block)); }""",
         [b64encode(block).decode() for block in blocks],
     )
     until(page, f"timeline.root.dataset.bars === '{len(spans)}'")
-    assert page.evaluate("events") == [{"type": "missing", "from": 0}]
+    assert page.evaluate("events") == [{"type": "missing", "from": 10}]
     assert page.evaluate("timeline.ground.toDataURL()") == whole
+
+
+def test_two_traces_lie_on_one_axis_and_what_differs_is_told(open_page):
+    one, other = step(ranks=2, microbatches=3), step(ranks=2, microbatches=3, costs=pl.Costs.uniform(F=2, hop=1))
+    page = open_page(pl.explain(other, against=one))
+    assert page.evaluate("timeline.bars.header.names").count("rank 1 differs") == 1
+    assert page.locator(".pipelab-title").inner_text().startswith("here is 8 longer than there: communication 4")
+    assert point_at(page, 1, 2).split("\n") == ["0F0 longer here", "there 1, here 2"]
+    assert colour_at(page, 0.3, 2) in (CHANGES["+"].colour, CHANGES["+"].hatch_colour)
+    idle = next(span for span in changes(other, one) if span.action.kind == "w")
+    told = point_at(page, float(idle.start + idle.end) / 2, 3 * idle.rank + 2).split("\n")
+    assert told == [
+        f"{idle.waiting_for} idle longer here",
+        f"the rank was idle {idle.end - idle.start} longer before it",
+    ]
+    assert point_at(page, 1, 7).split("\n")[0] == f"work: {pl.explain(other).makespan['work']}"
+    point_at(page, 1, 1)
+    page.mouse.down()
+    page.mouse.up()
+    assert page.locator(".pipelab-said").inner_text() == "0F0 selected: it needs nothing; it is needed by 1F0, 0B0"
+    lit = "timeline.bars.serves(timeline.selected).map((bar) => timeline.bars.side(bar))"
+    assert page.evaluate(lit) == [1, 1], "within its own trace"
+    assert "time" in page.locator(".pipelab-readout").inner_text()
+
+
+def test_collectives_have_a_lane_and_do_not_hide_the_work_they_are_named_after(open_page):
+    trace = step(ranks=2, microbatches=2)
+    inside = [span._replace(lane="collective", start=span.start + 0.25, end=span.start + 0.75) for span in trace.spans]
+    reduces = [pl.Span(rank, "collective", pl.Action(rank, "REDUCE", 1), 9, 10) for rank in (0, 1)]
+    odd = [pl.Span(0, "compute", pl.Action(0, "R", 1), 9, 10), pl.Span(0, "compute", pl.Action(0, "Z", 0), 10, 11)]
+    page = open_page(pl.Trace("mixed", "virtual", (1, 1), (*trace.spans, *inside, *reduces, *odd)))
+    legend = page.locator(".pipelab-legend").inner_text()
+    assert "R recompute" in legend and "Z z" in legend and "collective: " in legend and "REDUCE" not in legend
+    script = """() => { const { bars, frame } = timeline, lane = bars.lanes.indexOf("collective");
+      const [r, g, b] = timeline.ground.getContext("2d").getImageData(frame.x(0.5), frame.y(0, lane) + 1, 1, 1).data;
+      const needs = bars.needs(bars.find(0, 1, "B", 0)).map((bar) => bars.column.lane[bar]);
+      return [bars.row(0, lane).length, needs, [r, g, b]]; }"""
+    count, lanes, colour = page.evaluate(script)
+    assert (count, lanes) == (5, [0])
+    assert max(abs(a - b) for a, b in zip(colour, bytes.fromhex(LANES["collective"].colour[1:]), strict=True)) < 40
+    for time, words in ((0.5, "0F0 forward, collective"), (9.5, "0REDUCE1 reduce, collective")):
+        hit = "([time]) => timeline.describe(timeline.hit(timeline.frame.x(time), timeline.frame.y(0, 3) + 1))[0]"
+        assert page.evaluate(hit, [time]) == words
 
 
 def test_a_limit_and_measured_memory_are_drawn(open_page):

@@ -1,112 +1,121 @@
-"""Lab 00 in a real JupyterLab: sliders, steps, the builder, a trace that grows; twice, with a restart in between."""
+"""Lab 00 in a real JupyterLab: sliders, steps, the builder, runs that are watched; twice, with a restart in between."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+from browsers import CHROMIUM, KERNEL, NONE, ROOT, RUN_ALL, chromium, jupyterlab, open_notebook
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here: JupyterLab is not tried")
 pytest.importorskip("jupyterlab", reason="no JupyterLab here")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: JupyterLab is not tried")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"{NONE}: JupyterLab is not tried")
 
-ROOT = Path(__file__).resolve().parent.parent
-GROWING = """
+PREPARE = """
 import time
+from pathlib import Path
+import torch
 import pipelab as pl
-from pipelab.show.live.widget import Feed, Timeline
-trace = pl.simulate(pl.build("zb-h1", 4, 8), pl.Costs.uniform())
-growing = Timeline.growing("zb-h1", trace.chunks, "simulated")
-growing
+from pipelab.show import live
+
+class Stops(torch.nn.Module):
+    def __init__(self, name, calls=None):
+        super().__init__()
+        self.name, self.calls = name, calls
+
+    def forward(self, x):  # notes each call; one of them waits until there is a file
+        with Path(self.name).open("a") as file:
+            file.write("x")
+        if Path(self.name).stat().st_size == self.calls:
+            Path(self.name + " stopped").touch()
+            while not Path(self.name + " go on").exists():
+                time.sleep(0.01)
+        return x
+
+def train(transport, feed, calls=8 + 3):  # after a warm-up of 8 micro-batches the third
+    layers = torch.nn.Linear(4, 4), Stops(transport + " 0"), torch.nn.Linear(4, 4), Stops(transport + " 1", calls)
+    batch = torch.ones(8, 4), torch.zeros(8, dtype=torch.int64)
+    run = pl.train(torch.nn.Sequential(*layers), [batch] * 3, pl.build("gpipe", 2, 8), feed=feed, transport=transport)
+    Path(transport + " done").write_text(f"{len(run.traces[-1].spans)} {run.losses[-1]:.4g}")
 """
-GROW = """
-half = sorted(trace.spans, key=lambda span: span.end)[:48]
-with Feed(growing) as feed:
-    for span in half:
-        feed(span)
-        time.sleep(0.01)
-"""
+TRANSPORTS = ("memory", "gloo")
+WATCH = "watch_{0} = live.watch()\nwatch_{0}"
+TRAIN = "train('{0}', watch_{0})"
 
 
 def notebook():
-    """Lab 00, and two cells in which a trace grows and stops half-way."""
+    """Lab 00, and for each transport a cell with a watch and one that trains and stops half-way."""
     lab = json.loads((ROOT / "labs" / "00_playground.ipynb").read_text(encoding="utf-8"))
-    for number, text in enumerate((GROWING, GROW)):
-        cell = {"cell_type": "code", "id": f"grow-{number}", "metadata": {}, "outputs": [], "execution_count": None}
+    texts = [PREPARE, *(text.format(transport) for transport in TRANSPORTS for text in (WATCH, TRAIN))]
+    for number, text in enumerate(texts):
+        cell = {"cell_type": "code", "id": f"run-{number}", "metadata": {}, "outputs": [], "execution_count": None}
         lab["cells"].append(cell | {"source": text})
     return json.dumps(lab)
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    """A JupyterLab of its own with the notebook open in it; nothing of the user's is read or written."""
-    home = tmp_path_factory.mktemp("jupyter")
-    (home / "lab.ipynb").write_text(notebook(), encoding="utf-8")
-    own = {"HOME": str(home), "JUPYTER_CONFIG_DIR": str(home / "config"), "JUPYTER_RUNTIME_DIR": str(home / "runtime")}
-    environment = {**os.environ, **own, "IPYTHONDIR": str(home / "ipython"), "PYTHONPATH": str(ROOT)}
-    environment.pop("PIPELAB_HEADLESS", None)
-    options = ["--no-browser", "--allow-root", "--port=0", "--ip=127.0.0.1", "--IdentityProvider.token="]
-    options += [f"--ServerApp.root_dir={home}", "--LabApp.expose_app_in_browser=True"]
-    with (home / "log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *options], env=environment, stdout=log, stderr=log
-        )
-        try:
-            yield f"{_url(home / 'runtime', server)}lab/tree/lab.ipynb?reset"
-        finally:
-            server.terminate()
-            server.wait(20)
-
-
-def _url(folder, server):
-    for _ in range(300):
-        for file in folder.glob("jpserver-*.json"):
-            return json.loads(file.read_text())["url"]
-        assert server.poll() is None, "JupyterLab ended at once"
-        time.sleep(0.1)
-    raise AssertionError("JupyterLab did not start")
+def home(tmp_path_factory):
+    """The folder of JupyterLab, and of the files that stop a run and let it go on."""
+    return tmp_path_factory.mktemp("jupyter")
 
 
 @pytest.fixture(scope="module")
-def page(address):
+def page(home):
     """The notebook in a browser; at the end nothing was fetched from elsewhere and no error was reported."""
     fetched, wrong = [], []
-    root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    with playwright.sync_playwright() as driver:
-        quiet = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=quiet + root)
+    (home / "lab.ipynb").write_text(notebook(), encoding="utf-8")
+    with jupyterlab(home) as url, chromium() as browser:
         shown = browser.new_page(viewport={"width": 1400, "height": 9000})  # all cells at once, or Lab hides some
         shown.set_default_timeout(60_000)
         shown.on("request", lambda request: fetched.append(request.url))
         shown.on("pageerror", lambda error: wrong.append(str(error)))
-        shown.goto(address)
-        shown.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.isReady")
-        shown.wait_for_function("jupyterapp.shell.currentWidget.sessionContext?.session?.kernel?.status === 'idle'")
-        run_all(shown)
+        shown.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        open_notebook(shown, url, "lab.ipynb")
+        shown.evaluate(RUN_ALL)
         yield shown
-        browser.close()
-    here = address.split("/lab/")[0]
-    assert not [url for url in fetched if not url.startswith((here, "data:", "blob:"))] and not wrong
+    assert not [address for address in fetched if not address.startswith((url, "data:", "blob:"))] and not wrong
 
 
 def timelines(page):
     return page.locator(".pipelab-timeline")
 
 
-def run_all(page):
-    page.evaluate("jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_function("document.querySelectorAll('.pipelab-timeline').length === 4")
-    page.wait_for_function("[...document.querySelectorAll('.pipelab-timeline')].at(-1).dataset.bars === '48'")
+def until(condition):
+    for _ in range(600):
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it never came true")
 
 
-def test_all_runs_and_a_run_that_stops_half_way_leaves_what_was_executed(page):
-    bars = "[...document.querySelectorAll('.pipelab-timeline')].map((one) => one.dataset.bars)"
-    assert page.evaluate(bars) == ["64", "18", "0", "48"]
+BARS = "[...document.querySelectorAll('.pipelab-timeline')].map((one) => one.dataset.bars)"
+COMPUTE = """(place) => { const { bars } = document.querySelectorAll('.pipelab-timeline')[place].timeline;
+  return [0, 1].flatMap((rank) => bars.row(rank).map((bar) => bars.name(bar))); }"""
+
+
+@pytest.mark.parametrize(("place", "transport"), [(3, "memory"), (4, "gloo")])
+def test_a_run_that_stops_half_way_shows_exactly_what_was_executed(page, home, place, transport):
+    until((home / f"{transport} 1 stopped").exists)
+    forwards = (home / f"{transport} 0").stat().st_size - 8
+    executed = [f"0F{m}" for m in range(forwards)] + ["1F0", "1F1"]
+    until(lambda: len(page.evaluate(COMPUTE, place)) >= len(executed))
+    time.sleep(0.3)
+    assert page.evaluate(COMPUTE, place) == executed
+    title = timelines(page).nth(place).locator(".pipelab-title")
+    playwright.expect(title).to_have_text("gpipe: step 0 goes on")
+    (home / f"{transport} 1 go on").touch()
+    until((home / f"{transport} done").exists)
+    spans, loss = (home / f"{transport} done").read_text().split()
+    until(lambda: page.evaluate(BARS)[place] == spans)
+    playwright.expect(title).to_contain_text("of the step is idle")
+    figures = timelines(page).nth(place).locator(".pipelab-figures").inner_text()
+    assert all(word in figures for word in ("loss", "tokens/s", "bubbles: step", "span", "overhead", "MiB by rank"))
+    said = timelines(page).nth(place).locator(".pipelab-loss").get_attribute("aria-label")
+    assert said.startswith("loss: ") and said.endswith(f"{loss} in the last")
+    assert page.evaluate(f"document.querySelectorAll('.pipelab-timeline')[{place}].timeline.bars.curves.length") == 2
+
+
+def test_all_cells_of_the_lab_are_there(page):
+    assert page.evaluate(BARS)[:3] == ["64", "18", "0"]
     label = page.locator(".pipelab-stage").first.get_attribute("aria-label")
     assert label.startswith("1f1b: 27.3 % of the step is idle")
 
@@ -149,11 +158,26 @@ def test_the_builder_refuses_and_accepts(page):
     playwright.expect(said).to_have_text("placed 1F0")
 
 
-def test_restart_and_run_all(page):
-    page.evaluate("jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
-    page.wait_for_function("jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'")
+def test_restart_and_run_all(page, home):
+    for transport in TRANSPORTS:
+        (home / f"{transport} done").unlink()
+    page.evaluate(f"{KERNEL}.restart()")
+    page.wait_for_function(f"{KERNEL}.status === 'idle'")
     page.evaluate("jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
     page.wait_for_function("document.querySelectorAll('.pipelab-timeline').length === 0")
-    run_all(page)
+    page.evaluate(RUN_ALL)
+    until((home / "gloo done").exists)
+    counts = ["64", "18", "0", *((home / f"{transport} done").read_text().split()[0] for transport in TRANSPORTS)]
+    until(lambda: page.evaluate(BARS) == counts)
     page.evaluate("document.body.dataset.jpThemeLight = 'false'")
     page.wait_for_function("document.querySelector('.pipelab-timeline').dataset.theme === 'dark'")
+
+
+def test_closing_the_tab_does_not_disturb_a_run(page, home):
+    for what in ("0", "1", "1 stopped", "1 go on", "done"):
+        (home / f"memory {what}").unlink(missing_ok=True)
+    page.evaluate(f"void {KERNEL}.requestExecute({{code: {json.dumps(TRAIN.format('memory'))}}})")
+    until((home / "memory 1 stopped").exists)
+    page.close()
+    (home / "memory 1 go on").touch()
+    until((home / "memory done").exists)

@@ -107,7 +107,7 @@ def test_without_a_terminal_there_is_a_plain_line_a_step():
     out = io.StringIO()
     run = train(LiveText(out), steps=3)
     lines = out.getvalue().splitlines()
-    assert [line.split(";")[0] for line in lines] == ["step 0", "step 1", "step 2"]
+    assert [line.split(";")[0] for line in lines] == ["1f1b, step 0", "1f1b, step 1", "1f1b, step 2"]
     for line, loss in zip(lines, run.losses, strict=True):
         assert f"loss {loss:.3f}" in line and "virtual time" in line and "tokens/s" in line and "\x1b" not in line
 
@@ -118,4 +118,4 @@ def test_live_on_the_command_line_leaves_one_object_on_standard_output(capsys, t
     assert main([*arguments, "--transport", transport, "--live", "--json"]) == 0
     said = capsys.readouterr()
     assert len(json.loads(said.out)["losses"]) == 2
-    assert [line.split(";")[0] for line in said.err.splitlines()] == ["step 0", "step 1"]
+    assert [line.split(";")[0] for line in said.err.splitlines()] == ["gpipe, step 0", "gpipe, step 1"]

@@ -133,13 +133,15 @@ def test_labs_run_one_after_another_with_parameters_and_write_nothing_but_their_
 
 
 def test_a_page_works_offline_and_shows_its_figures(course, tmp_path):
-    lab = course("01_figure", "# A *figure*", "import plotly.graph_objects as go", "go.Figure(go.Bar(y=[1, 2]))")
+    figures = ["go.Figure(go.Bar(y=[1, 2]))", "go.Figure(go.Bar(y=[3, 4]))"]
+    lab = course("01_figure", "# A *figure*", "import plotly.graph_objects as go", *figures)
     [result] = labs.run_labs([lab], tmp_path / "out", {}, html=True)
     assert result.ok, result.error
     page = (tmp_path / "out" / "01_figure.html").read_text(encoding="utf-8")
     assert Fetches(page).found == []
     assert "Content-Security-Policy" in page and "default-src 'none'" in page
-    assert "Plotly.newPlot" in page and len(page) > 3_000_000  # the figure carries its own script
+    assert page.count('class="plotly-graph-div"') == 2 and 3_000_000 < len(page) < 7_000_000  # and one script for both
+    assert (tmp_path / "out" / "01_figure.ipynb").stat().st_size < 50_000
     assert "<em>figure</em>" in page
 
 

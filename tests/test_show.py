@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelab import Action, Costs, Pair, Schedule, Span, Trace, build, explain, lower, simulate
-from pipelab.explain import CAUSES
+from pipelab.explain import CAUSES, TERMS
 from pipelab.show import (
     compare,
     idle_chart,
@@ -25,8 +25,8 @@ from pipelab.show import (
     timeline_text,
     write_report,
 )
-from pipelab.show.idle import CAUSE_LOOKS
 from pipelab.show.memory import memory_panel
+from pipelab.show.palette import CAUSES as LOOKS_OF_CAUSES
 from pipelab.show.palette import INK, LOOKS, lighter
 from pipelab.show.raster import majority
 from pipelab.simulate import simulate_program
@@ -492,7 +492,8 @@ def test_the_bars_of_idle_time_are_the_explanation():
     why = explain(step("gpipe", costs=Costs.uniform(hop=1)))
     bars = {bar.name: list(bar.x) for bar in idle_chart(why).data}
     assert bars == {cause: [idle[cause] for idle in why.idle] for cause in CAUSES if any(i[cause] for i in why.idle)}
-    assert len(set(CAUSE_LOOKS.values())) == len(CAUSE_LOOKS) == len(CAUSES)
+    for words in (CAUSES, TERMS):
+        assert len({(LOOKS_OF_CAUSES[word].colour, LOOKS_OF_CAUSES[word].hatch) for word in words}) == len(words)
 
 
 def test_idle_time_is_shown_with_the_unit_of_the_clock():

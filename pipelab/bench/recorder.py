@@ -3,13 +3,18 @@
 The seconds are processor time of the process, all ranks together, so that other programs do not disturb them much; the
 quartiles of the pairs tell how much they do.
 The activation meter works in the first step of a shape alone, which is not among these; its row tells what it would
-cost in every step. The last row is the live feed with a listener; its threads are among what is counted.
+cost in every step. The last rows are the live feed, with a listener that keeps the state and with the notebook's
+timeline, which also draws; their threads are among what is counted.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from statistics import quantiles
 from typing import Any
+
+from pipelab.feed import Listener
+from pipelab.live import Live
 
 RANKS, MICROBATCHES = 4, 8
 SCHEDULES = ("1f1b", "zb-h1")
@@ -19,18 +24,17 @@ def compare_recording(steps: int = 20, model: str = "small", device: str = "cpu"
     """One row a schedule and recorder: a recorded step's time over that of an unrecorded one, the median and between
     which two values half of the pairs lie."""
     for name in SCHEDULES:
-        for what, switch in SWITCHES.items():
-            low, median, high = quantiles(_ratios(name, switch, steps, model, device))
+        for what, (switch, listener) in SWITCHES.items():
+            low, median, high = quantiles(_ratios(name, switch, listener(), steps, model, device))
             yield {"schedule": name, "what": what, "on_over_off": median, "quartiles": [low, high]}
 
 
-def _ratios(name: str, switch: Callable[[Any, Any, bool], None], steps: int, preset: str, device: str) -> list[float]:
+def _ratios(name: str, switch: "Switch", listener: Listener, steps: int, preset: str, device: str) -> list[float]:
     import torch
 
     from pipelab.costs import Link
     from pipelab.data import Batches, load_text
     from pipelab.feed import Feed, Started, StepBegun
-    from pipelab.live import Live
     from pipelab.loss import cross_entropy
     from pipelab.lower import lower
     from pipelab.mesh import Mesh
@@ -48,7 +52,8 @@ def _ratios(name: str, switch: Callable[[Any, Any, bool], None], steps: int, pre
         optimizer=adamw, seed=0, device=torch.device(device), transport="memory", clock="virtual", link=Link(),
         blocking=False, at=None, timeout=120, fed=True,
     )  # fmt: skip
-    with Feed(Live()) as feed, VirtualRanks(job, feed.put) as ranks:
+    count = itertools.count()
+    with Feed(listener) as feed, VirtualRanks(job, feed.put) as ranks:
         feed.put(Started(job.program.schedule, job.mesh, job.clock, job.transport))
         ranks.reporter, reporter = None, ranks.reporter
         batch = ranks.split(0, next(iter(batches)))
@@ -57,7 +62,7 @@ def _ratios(name: str, switch: Callable[[Any, Any, bool], None], steps: int, pre
         def seconds(on: bool) -> float:
             switch(ranks, reporter, on)
             begin = time.process_time()
-            feed.put(StepBegun(0))
+            feed.put(StepBegun(next(count)))
             ranks.step(batch)
             return time.process_time() - begin
 
@@ -82,8 +87,20 @@ def _feed(ranks: Any, reporter: Any, on: bool) -> None:
     ranks.reporter = reporter if on else None
 
 
-SWITCHES = {"spans": _spans, "meter": _meter, "feed": _feed}
-"""What is recorded, and how it is turned on and off."""
+def _watch() -> Listener:
+    from pipelab.show.live.watched import Watch
+
+    return Watch()
+
+
+Switch = Callable[[Any, Any, bool], None]
+SWITCHES: dict[str, tuple[Switch, Callable[[], Listener]]] = {
+    "spans": (_spans, Live),
+    "meter": (_meter, Live),
+    "feed": (_feed, Live),
+    "watch": (_feed, _watch),
+}
+"""What is recorded, how it is turned on and off, and who listens."""
 
 
 class _Silent:

@@ -1,8 +1,8 @@
 """How can a step be seen? As text, as a figure, as a page. Plotly is loaded when a figure or a page is made.
 
 Read in this order: `text`, `table`, `palette`, `raster`; then `chart`, `timeline`, `bars`, `memory`, `holdings`, `svg`,
-`waiting`; then `idle`, `bubble`, `frontier`, `balance`, `microbatch`, `losses`, `continued`, `mesh`, `traffic`; then
-`perfetto` and `report`.
+`waiting`, `overlay`; then `idle`, `bubble`, `frontier`, `balance`, `microbatch`, `losses`, `continued`, `mesh`,
+`traffic`; then `perfetto` and `report`.
 """
 
 from pipelab.show.balance import balance_chart
@@ -15,6 +15,7 @@ from pipelab.show.losses import loss_chart
 from pipelab.show.memory import in_flight_curve, memory_chart
 from pipelab.show.mesh import mesh_chart
 from pipelab.show.microbatch import microbatch_chart
+from pipelab.show.overlay import overlay
 from pipelab.show.perfetto import perfetto_json
 from pipelab.show.report import report_html, write_report
 from pipelab.show.text import timeline_text
@@ -36,6 +37,7 @@ __all__ = [
     "memory_chart",
     "mesh_chart",
     "microbatch_chart",
+    "overlay",
     "perfetto_json",
     "report_html",
     "timeline",

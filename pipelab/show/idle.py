@@ -1,20 +1,15 @@
 """Where does the time go? The idle time of each rank by cause, as stacked bars and as a table for the terminal."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pipelab.explain import CAUSES, Explanation
-from pipelab.show.palette import BARS
+from pipelab.show.palette import CAUSES as LOOKS
 from pipelab.show.table import columns
 from pipelab.trace import plain
 from pipelab.units import CLOCK_NAMES, finding, time_unit
 
 if TYPE_CHECKING:
     from pipelab.show.chart import Chart
-
-CAUSE_LOOKS: Mapping[str, tuple[str, str]] = MappingProxyType(dict(zip(CAUSES, BARS, strict=True)))
-"""Colour (Okabe and Ito's) and hatch of each cause, in plotly's words."""
 
 
 def idle_chart(explanation: Explanation, title: str | None = None) -> "Chart":
@@ -36,13 +31,12 @@ def idle_chart(explanation: Explanation, title: str | None = None) -> "Chart":
         times = [unit.of(causes[cause]) for causes in explanation.idle]
         if max(times) <= 0:
             continue
-        colour, hatch = CAUSE_LOOKS[cause]
         figure.add_bar(
             orientation="h",
             y=[f"rank {rank}" for rank in range(trace.ranks)],
             x=times,
             name=cause,
-            marker=hatched(colour, hatch),
+            marker=hatched(LOOKS[cause].colour, LOOKS[cause].hatch),
             hovertemplate=f"%{{y}}: %{{x:.4g}} {unit.name} {cause}<br>{CAUSES[cause]}<extra></extra>",
         )
     figure.update_layout(showlegend=True)

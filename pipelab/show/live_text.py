@@ -32,13 +32,17 @@ class LiveText:
         """Take an event, and draw if it is time to."""
         self.live(event)
         if not self._out.isatty():
-            if isinstance(event, StepEnded):
-                print("; ".join((f"step {event.step}", *_figures(self.live))), file=self._out, flush=True)
+            if isinstance(event, StepEnded) and self.live.started is not None:
+                which = f"{self.live.started.schedule.name}, step {event.step}"
+                print("; ".join((which, *run_lines(self.live))), file=self._out, flush=True)
         elif isinstance(event, Ended):
             self._draw(picture(self.live, *self._size()) if event.error else [])
         elif time.monotonic() >= self._next:
             self._draw(picture(self.live, *self._size()))
             self._next = time.monotonic() + EVERY
+
+    def __repr__(self) -> str:
+        return f"<{'draws' if self._out.isatty() else 'prints each step of'} a run>"
 
     def _size(self) -> tuple[int, int]:
         """Columns and rows of the terminal, which need not be the one of standard output."""
@@ -69,19 +73,20 @@ def picture(live: Live, columns: int, rows: int) -> list[str]:
         lines = [*lines[:-more], f"and {more} more ranks"]
     return [
         line[:width]
-        for line in (f"{schedule.name}, {len(current.compute)} ranks, {clock}: {state}", *lines, *_figures(live))
+        for line in (f"{schedule.name}, {len(current.compute)} ranks, {clock}: {state}", *lines, *run_lines(live))
     ]
 
 
-def _figures(live: Live) -> list[str]:
+def run_lines(live: Live) -> list[str]:
     """Loss, bytes and times of the last whole step, one subject a line."""
-    if live.trace is None:
+    trace = live.trace
+    if trace is None:
         return []
     held = " ".join(f"{peak / 2**20:.2f}" for peak in live.peaks)
     tokens = f"{live.tokens_per_second:,.0f} tokens/s" if live.tokens_per_second else "no work"
-    makespan = time_unit([live.trace]).text(live.trace.makespan)
+    makespan = time_unit([trace]).text(trace.makespan)
     return [
-        f"loss {live.losses[-1]:.3f}, {makespan}, {tokens} ({CLOCK_NAMES[live.trace.clock]})",
-        f"bubbles: {bubbles_text(live.trace)}",
+        f"loss {live.losses[-1]:.3f}, {makespan}, {tokens} ({CLOCK_NAMES[trace.clock]})",
+        f"bubbles: {bubbles_text(trace)}",
         f"peak activations {held} MiB by rank",
     ]

@@ -33,8 +33,41 @@ LOOKS: Mapping[str, Look] = MappingProxyType(
         "R": Look("#CC79A7", "x", "^", "recompute"),
     }
 )
-COLLECTIVE = "#5B3A9E"
+COLLECTIVE = "#8757C9"  # seen on light and on dark paper
 OTHER = Look("#BBBBBB", "-", "?", "other work")
+
+LANES: Mapping[str, Look] = MappingProxyType(
+    {
+        "send": Look("#BBBBBB", "", ">", "a message on its way"),
+        "recv": Look("#BBBBBB", "-", "<", "waiting for one"),
+        "collective": Look(COLLECTIVE, "+", "c", "ranks reduce or gather together"),
+        "memory": Look("#D8B98A", "|", "u", "weights are updated"),
+    }
+)
+"""What happens beside the work, by lane: whatever it is called, it looks like its lane."""
+
+CHANGES: Mapping[str, Look] = MappingProxyType(
+    {
+        "+": Look("#F28E4B", "/", "+", "longer here"),
+        "-": Look("#8EB8E5", ".", "-", "shorter here"),
+        "w": Look("#C9C9C9", "x", "w", "idle longer here"),
+    }
+)
+"""How one of two traces differs from the other."""
+
+CAUSES: Mapping[str, Look] = MappingProxyType(
+    {
+        "work": Look("#A9BFD6", "", "f", "what an average rank does"),
+        "order": Look("#56B4E9", "|", "o", "what the order forces, equal stages and free messages"),
+        "warm-up": Look("#56B4E9", "", "s", "before a rank's first action"),
+        "cool-down": Look("#E69F00", "/", "e", "after a rank's last action"),
+        "dependency": Look("#F0E442", "\\", "d", "until a result of another rank is there"),
+        "communication": Look("#CC79A7", "x", "m", "messages"),
+        "imbalance": Look("#2CB88A", ".", "i", "unequal stages"),
+        "jitter": Look("#BBBBBB", "-", "j", "an action does not always take the same time"),
+    }
+)
+"""What a step is made of, and why a rank is idle: the words of `pipelab.explain`."""
 
 RANK_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#000000", "#E69F00", "#56B4E9", "#777777")
 RANK_COLOURS_IN_THE_DARK = ("#56B4E9", "#F28E4B", "#2CB88A", "#DDA0DD", "#FFFFFF", "#F0E442", "#8EA8FF", "#AAAAAA")

@@ -41,7 +41,7 @@ def timeline(trace: Trace, memory: Sequence[Curve] | None = None, title: str | N
 
     unit = time_unit([trace])
     lines, what = memory_panel(trace, memory, unit)
-    rows = _height(trace)
+    rows = height_of(trace)
     title, figures = title or finding(trace), figures_text(trace, unit)
     figure = make_subplots(
         figure=chart(title, timeline_text(trace), height=rows + GAP + MEMORY, alt=f"{title}. {figures}."),
@@ -53,11 +53,11 @@ def timeline(trace: Trace, memory: Sequence[Curve] | None = None, title: str | N
     )
     figure.add_traces(timeline_traces(trace, Axis(unit, trace.makespan), set()), rows=1, cols=1)
     figure.add_traces(lines, rows=2, cols=1)
-    _style(figure, figures)
-    _rank_axis(figure, trace.ranks, 1)
+    style(figure, figures)
+    rank_axis(figure, trace.ranks, 1)
     figure.update_yaxes(title_text=what, rangemode="tozero", nticks=6, fixedrange=True, row=2, col=1)
     figure.update_xaxes(range=[0, unit.of(trace.makespan) or 1])
-    figure.update_xaxes(title_text=_axis_title([trace], unit), row=2, col=1)
+    figure.update_xaxes(title_text=axis_title([trace], unit), row=2, col=1)
     figure._still = lambda: steps_svg([trace], [figures], title, unit)
     figure.update_layout(legend2={"x": 1.01, "xanchor": "left", "y": MEMORY / (rows + GAP + MEMORY), "yanchor": "top"})
     return figure
@@ -85,7 +85,7 @@ def compare(traces: Sequence[Trace], titles: Sequence[str] | None = None) -> "Ch
         raise ValueError(f"compare needs one title a trace, {len(traces)} in all: got {len(names)}")
     unit = time_unit(traces)
     figures = [figures_text(trace, unit) for trace in traces]
-    heights = [_height(trace, most=900 // len(traces)) for trace in traces]
+    heights = [height_of(trace, most=900 // len(traces)) for trace in traces]
     gap = 40
     total = sum(heights) + gap * (len(traces) - 1)
     title = _comparison(traces, names, unit)
@@ -104,22 +104,22 @@ def compare(traces: Sequence[Trace], titles: Sequence[str] | None = None) -> "Ch
     axis, legend = Axis(unit, max(trace.makespan for trace in traces)), set[str]()
     for row, trace in enumerate(traces, start=1):
         figure.add_traces(timeline_traces(trace, axis, legend), rows=row, cols=1)
-        _rank_axis(figure, trace.ranks, row)
-    _style(figure)
+        rank_axis(figure, trace.ranks, row)
+    style(figure)
     figure._still = lambda: steps_svg(traces, captions, title, unit)
     figure.update_xaxes(range=[0, unit.of(axis.length) or 1])
-    figure.update_xaxes(title_text=_axis_title(traces, unit), row=len(traces), col=1)
+    figure.update_xaxes(title_text=axis_title(traces, unit), row=len(traces), col=1)
     return figure
 
 
-def _height(trace: Trace, most: int = 640) -> int:
+def height_of(trace: Trace, most: int = 640) -> int:
     """Pixels for the rows of a timeline: fewer a rank where they are many, more for two actions in a slot."""
     slots = max((len(parts(span.action)) for row in trace.compute for span in row), default=1)
     each = 36 if slots == 1 else 54
     return max(min(each * min(trace.ranks, 8) + 9 * max(trace.ranks - 8, 0), most), 2 * each)
 
 
-def _style(figure: "Chart", subtitle: str = "") -> None:
+def style(figure: "Chart", subtitle: str = "") -> None:
     """Room for a title and, on top, a legend of as many lines as it needs."""
     heading: dict[str, Any] = {"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 16}}
     if subtitle:
@@ -141,7 +141,7 @@ def _style(figure: "Chart", subtitle: str = "") -> None:
     figure.update_yaxes(ticklabelstandoff=6, title_standoff=None, **words)
 
 
-def _rank_axis(figure: "Chart", ranks: int, row: int) -> None:
+def rank_axis(figure: "Chart", ranks: int, row: int) -> None:
     every = -(-ranks // MOST_NAMED_RANKS)
     named = range(0, ranks, every)
     figure.update_yaxes(
@@ -155,7 +155,7 @@ def _rank_axis(figure: "Chart", ranks: int, row: int) -> None:
     )
 
 
-def _axis_title(traces: Sequence[Trace], unit: Unit) -> str:
+def axis_title(traces: Sequence[Trace], unit: Unit) -> str:
     clocks = dict.fromkeys(CLOCK_NAMES.get(trace.clock, trace.clock) for trace in traces)
     return f"{' and '.join(clocks)} ({unit.name or 'in the unit of the costs'})"
 

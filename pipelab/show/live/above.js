@@ -42,7 +42,7 @@ function paintBand(g, bars, frame, paints, rank) {
   g.lineWidth = 1;
   g.font = "11px Helvetica, Arial, sans-serif";
   g.textAlign = "right";
-  g.fillText(`rank ${rank}:`, frame.left - 8, 10);
+  g.fillText(`${bars.label(rank)}:`, frame.left - 8, 10);
   g.textAlign = "center";
   if (frame.crowded) {
     g.textAlign = "left";
@@ -80,7 +80,7 @@ function arrows(bars, from, to) {
       const bar = row[place];
       if (which === sends) {
         const [step, receive] = bars.rule.feeds[bars.kind(bar)] || [];
-        const other = receive ? receiver(bars, stage[bar] + step, receive, microbatch[bar]) : -1;
+        const other = receive ? receiver(bars, bar, stage[bar] + step, receive) : -1;
         if (other >= 0) found.push([start[bar], own, end[bar], rank[other], bars.kind(bar) === "SEND_F"]);
       } else {
         for (const need of bars.needs(bar)) {
@@ -94,9 +94,9 @@ function arrows(bars, from, to) {
 }
 
 /** Any bar on the rank that receives. */
-function receiver(bars, stage, kind, microbatch) {
+function receiver(bars, sent, stage, kind) {
   for (const name of [kind, ...bars.rule.holds]) {
-    const bar = bars.find(stage, name, microbatch);
+    const bar = bars.find(bars.side(sent), stage, name, bars.column.microbatch[sent]);
     if (bar >= 0) return bar;
   }
   return -1;
@@ -142,7 +142,7 @@ function paintLit(g, bars, frame, paints, selected) {
   const middle = (bar) => { const [top, tall] = frame.span(bars, bar); return top + tall / 2; };
   for (const bar of [...needs, ...serves, selected]) {
     const [top, tall] = frame.span(bars, bar), long = Math.max((end[bar] - start[bar]) * frame.scale, 2);
-    const look = paints.of(bars.kind(bar), bars.late(bars.column.stage[bar]));
+    const look = paints.bar(bars, bar);
     paintGroup(g, [frame.x(start[bar]), long, top, tall, bar], look, frame, paints);
     if (tall >= 11) paintLabels(g, [frame.x(start[bar]), long, top, tall, bar], bars.kind(bar), bars, frame, paints);
     g.strokeStyle = ground.ink;

@@ -16,23 +16,25 @@ class Bars {
     this.rows = Array.from({ length: header.ranks * this.lanes.length }, () => []);
     this.found = null; // (stage, kind, micro-batch) -> bar, made when it is first asked for
     this.end = 0;
-    this.used = new Set([0]); // lanes with bars
-    this.curves = null;
+    this.used = new Set([0, ...this.expected("lanes").map((lane) => this.lanes.indexOf(lane))]); // lanes with bars
+    this.curves = null; // measured memory: [times, amounts] a rank
+  }
+
+  /** Of a step that goes on, the kinds and the lanes that the last one had: so nothing moves when they come. */
+  expected(what) {
+    return this.header.expected ? this.header.expected[what] : [];
   }
 
   replace(block) {
     const { header, columns } = readBlock(block);
     this.clear(header);
     this.take(header, columns);
-    if (columns.curves) this.curves = cut(columns.curves, header.curves);
   }
 
-  /** Further bars. False when some are missing before them. */
+  /** Further bars, and points of memory. False when they are not the next of this step. */
   append(block) {
     const { header, columns } = readBlock(block);
-    if (header.first > this.count) return false;
-    const known = this.count - header.first;
-    for (const name in columns) columns[name] = columns[name].subarray(known);
+    if (header.step !== this.header.step || header.first !== this.count) return false;
     this.take(header, columns);
     return true;
   }
@@ -57,10 +59,28 @@ class Bars {
       this.rows[rank[bar] * width + lane[bar]].push(bar);
       this.used.add(lane[bar]);
       if (end[bar] > this.end) this.end = end[bar];
-      if (this.found) this.found.set(this.key(bar), bar);
+      if (this.found) this.enter(bar);
     }
     this.count = count;
     this.held = null;
+    if (columns.curves) this.lengthen(columns.curves, header.curves);
+  }
+
+  /** Further points of each rank's memory; they lie one behind the other as (time, amount) pairs. */
+  lengthen(points, lengths) {
+    this.curves ||= lengths.map(() => [[], []]);
+    let place = 0;
+    lengths.forEach((length, rank) => {
+      const [times, amounts] = this.curves[rank];
+      for (const end = place + 2 * length; place < end; place += 2) {
+        if (times[times.length - 1] === points[place] && amounts[amounts.length - 1] <= points[place + 1]) {
+          times.pop(); // what is given up and taken at one time leaves no dip
+          amounts.pop();
+        }
+        times.push(points[place]);
+        amounts.push(points[place + 1]);
+      }
+    });
   }
 
   /** 1 for a rank's second, fourth, ... chunk, which is lighter. */
@@ -83,22 +103,38 @@ class Bars {
   }
 
   name(bar) {
+    if (this.side(bar) < 0 && this.kind(bar).length > 1) return this.kind(bar); // a term of a makespan
     return `${this.column.stage[bar]}${this.kind(bar)}${this.column.microbatch[bar]}`;
   }
 
-  key(bar) {
-    return `${this.column.stage[bar]} ${this.kind(bar)} ${this.column.microbatch[bar]}`;
+  /** Of which trace a bar is: 0, unless two are laid over one another; -1 for what belongs to none. */
+  side(bar) {
+    return this.header.sides ? this.header.sides[this.column.rank[bar]] : 0;
   }
 
-  find(stage, kind, microbatch) {
+  label(rank) {
+    return this.header.names ? this.header.names[rank] : `rank ${rank}`;
+  }
+
+  key(bar) {
+    return `${this.side(bar)} ${this.column.stage[bar]} ${this.kind(bar)} ${this.column.microbatch[bar]}`;
+  }
+
+  /** Make a bar known by its name; a collective inside an action has that action's name, and does not hide it. */
+  enter(bar) {
+    const key = this.key(bar);
+    if (this.column.lane[bar] === 0 || !this.found.has(key)) this.found.set(key, bar);
+  }
+
+  find(side, stage, kind, microbatch) {
     if (!this.found) {
       this.found = new Map();
-      for (let bar = 0; bar < this.count; bar++) this.found.set(this.key(bar), bar);
+      for (let bar = 0; bar < this.count; bar++) this.enter(bar);
     }
-    const bar = this.found.get(`${stage} ${kind} ${microbatch}`);
+    const bar = this.found.get(`${side} ${stage} ${kind} ${microbatch}`);
     if (bar !== undefined) return bar;
     for (const [other, given] of Object.entries(this.rule.gives)) {
-      if (given === kind && this.found.has(`${stage} ${other} ${microbatch}`)) return this.find(stage, other, microbatch);
+      if (given === kind && this.found.has(`${side} ${stage} ${other} ${microbatch}`)) return this.find(side, stage, other, microbatch);
     }
     return -1;
   }
@@ -107,7 +143,7 @@ class Bars {
   needs(bar) {
     const stage = this.column.stage[bar], m = this.column.microbatch[bar], kind = this.kind(bar);
     const wanted = this.rule.carries[kind] ? [[0, this.rule.carries[kind]]] : this.rule.needs[kind] || [];
-    return wanted.map(([step, need]) => this.find(stage + step, need, m)).filter((other) => other >= 0);
+    return wanted.map(([step, need]) => this.find(this.side(bar), stage + step, need, m)).filter((other) => other >= 0);
   }
 
   /** The bars that need this one. */
@@ -116,7 +152,7 @@ class Bars {
     const value = this.rule.gives[given] || given, found = [];
     for (const [kind, wanted] of Object.entries(this.rule.needs)) {
       for (const [step, need] of wanted) {
-        const other = need === value ? this.find(stage - step, kind, m) : -1;
+        const other = need === value ? this.find(this.side(bar), stage - step, kind, m) : -1;
         if (other >= 0 && this.kind(other) === kind) found.push(other);
       }
     }
@@ -127,7 +163,7 @@ class Bars {
     const { waitStage, waitKind, waitMicrobatch } = this.column;
     if (waitStage[bar] < 0) return null;
     const stage = waitStage[bar], kind = this.kinds[waitKind[bar]], m = waitMicrobatch[bar];
-    return { name: `${stage}${kind}${m}`, bar: this.find(stage, kind, m) };
+    return { name: `${stage}${kind}${m}`, bar: this.find(this.side(bar), stage, kind, m) };
   }
 
   /** The place in a row of the last bar that starts at `time` or before; -1 before the first. */
@@ -144,7 +180,7 @@ class Bars {
   /** For each rank where its steady phase begins (the first backward starts) and ends (the last forward ends). */
   phases(rank) {
     const row = this.row(rank), { holds } = this.rule;
-    if (!row.length) return null;
+    if (!row.length || this.side(row[0]) < 0) return null;
     const forward = (bar) => holds.includes(this.kind(bar));
     const first = row.findIndex((bar) => !forward(bar));
     let last = row.length - 1;
@@ -197,13 +233,4 @@ export function readBlock(block) {
     place += columns[name].byteLength;
   }
   return { header, columns };
-}
-
-/** Curves that lie one behind the other as (time, amount) pairs. */
-function cut(pairs, lengths) {
-  let place = 0;
-  return lengths.map((length) => {
-    const own = pairs.subarray(2 * place, 2 * (place += length));
-    return [own.filter((_, i) => i % 2 === 0), own.filter((_, i) => i % 2 === 1)];
-  });
 }

@@ -5,7 +5,8 @@ A front end reads the columns as typed arrays, without parsing: 50,000 bars are 
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,8 @@ from pipelab.collector import collector_at_rest
 from pipelab.dependencies import GIVES, NEEDS
 from pipelab.lower import CARRIES, RECEIVED_FROM
 from pipelab.show.memory import Curve
-from pipelab.show.palette import DARK, LIGHT, LOOKS, OTHER, RANK_DASHES
+from pipelab.show.palette import CAUSES, CHANGES, DARK, LIGHT, LOOKS, OTHER, RANK_DASHES
+from pipelab.show.palette import LANES as LANE_LOOKS
 from pipelab.trace import LANES, Number, Span, Trace, number
 from pipelab.units import CLOCK_NAMES, Unit, chunk_of, figures_text, finding, time_unit
 
@@ -44,7 +46,8 @@ RULE = {
 """What a front end must know of dataflow, as data, so that it is not written a second time in another language."""
 
 STYLE = {
-    "kinds": {kind: seen._asdict() for kind, seen in LOOKS.items()},
+    "kinds": {kind: seen._asdict() for kind, seen in {**LOOKS, **CHANGES, **CAUSES}.items()},
+    "beside": {lane: seen._asdict() for lane, seen in LANE_LOOKS.items()},
     "other": OTHER._asdict(),
     "light": LIGHT._asdict(),
     "dark": DARK._asdict(),
@@ -82,39 +85,60 @@ def trace_block(
     """
     unit = time_unit([trace])
     first = min((span.start for span in trace.counted if span.lane == "compute"), default=0)
-    axis, in_time = TimeAxis(unit, first, trace.ticks), TimeAxis(unit, float(first) / trace.ticks)
-    header: dict[str, Any] = shape(trace.schedule, trace.clock, trace.chunks, unit)
+    axis = TimeAxis(unit, first, trace.ticks)
+    header: dict[str, Any] = shape(trace.schedule, trace.clock, trace.chunks, unit, limit)
     header |= {"title": finding(trace), "figures": figures_text(trace, unit), "length": unit.of(trace.makespan)}
     chunks = chunk_of(trace)
     header["chunk"] = [chunks.get(stage, 0) for stage in range(1 + max(chunks, default=-1))]
-    header["limits"] = None if limit is None else limits_of(limit, trace.ranks)
-    extra: dict[str, Any] = {}
-    if memory is not None:
-        if len(memory) != trace.ranks:
-            raise ValueError(f"memory needs one curve a rank, {trace.ranks} in all: got {len(memory)}")
-        header["curves"] = [len(curve) for curve in memory]
-        points = [(in_time.of(time), number(amount)) for curve in memory for time, amount in curve]
-        extra["curves"] = np.array(points, "<f8").reshape(-1)
-    with collector_at_rest():
-        return _block(header, {**_columns(trace.counted, axis, header), **extra})
+    if (sides := _pipelines(trace)) is not None:
+        header["sides"] = sides
+    if memory is not None and len(memory) != trace.ranks:
+        raise ValueError(f"memory needs one curve a rank, {trace.ranks} in all: got {len(memory)}")
+    return block_of(header, trace.counted, axis, memory)
 
 
-def span_block(spans: Iterable[Span], first: int, axis: TimeAxis) -> bytes:
-    """Further spans of a trace that grows, as one block; `first` is how many bars went before.
+def block_of(
+    header: Mapping[str, Any], spans: Sequence[Span], axis: TimeAxis, memory: Sequence[Curve] | None = None
+) -> bytes:
+    """Spans as one block, with points of memory by rank. What follows in a trace that grows is again such a block: its
+    header needs no more than `step` and how many bars went before (`first`).
 
     >>> from pipelab import Action
-    >>> block = span_block([Span(0, "compute", Action(0, "F", 0), 0, 5)], first=7, axis=TimeAxis(Unit("", 1)))
+    >>> spans = [Span(0, "compute", Action(0, "F", 0), 0, 5)]
+    >>> block = block_of({"first": 7}, spans, TimeAxis(Unit("", 1)))
     >>> read_block(block)[0]["first"], len(block) < 700
     (7, True)
     """
-    header: dict[str, Any] = {"first": first}
-    return _block(header, _columns(list(spans), axis, header))
+    said = dict(header)
+    with collector_at_rest():
+        columns = _columns(spans, axis, said)
+        if memory is not None:
+            said["curves"] = [len(curve) for curve in memory]
+            in_time = TimeAxis(axis.unit, float(axis.origin) / axis.ticks)
+            points = [(in_time.of(time), number(amount)) for curve in memory for time, amount in curve]
+            columns["curves"] = np.array(points, "<f8").reshape(-1)
+        return _block(said, columns)
 
 
-def shape(schedule: str, clock: str, chunks: Sequence[int], unit: Unit) -> dict[str, Any]:
+def _pipelines(trace: Trace) -> list[int] | None:
+    """On a mesh, for each rank which of several like pipelines it belongs to: so many ranks before it begin as it does.
+    None if there is one."""
+    before: Counter[int] = Counter()
+    sides = []
+    for row in trace.compute:
+        stage = parts(row[0].action)[0].stage if row else -1
+        sides.append(before[stage])
+        before[stage] += stage >= 0
+    return sides if any(sides) else None
+
+
+def shape(
+    schedule: str, clock: str, chunks: Sequence[int], unit: Unit, limit: "Number | Sequence[Number] | None" = None
+) -> dict[str, Any]:
     """What the header says of a trace of which nothing has happened yet."""
     return {
         "first": 0,
+        "step": 0,
         "schedule": schedule,
         "clock": CLOCK_NAMES.get(clock, clock),
         "unit": unit.name,
@@ -123,13 +147,8 @@ def shape(schedule: str, clock: str, chunks: Sequence[int], unit: Unit) -> dict[
         "title": schedule,
         "figures": "",
         "length": 0,
-        "limits": None,
+        "limits": None if limit is None else limits_of(limit, len(chunks)),
     }
-
-
-def empty_block(header: Mapping[str, Any]) -> bytes:
-    """A block without bars: where a live trace begins."""
-    return _block(dict(header, kinds=[]), _columns([], TimeAxis(Unit("", 1)), {}))
 
 
 def read_block(block: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

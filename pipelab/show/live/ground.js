@@ -16,7 +16,7 @@ function paintGround(g, bars, frame, paints) {
   paintBars(g, bars, frame, paints);
   if (frame.bar >= 8) paintPhases(g, bars, frame, paints);
   g.restore();
-  paintMemory(g, bars, frame, paints);
+  if (bars.header.memory !== false) paintMemory(g, bars, frame, paints);
 }
 
 /** Bars by look, so that the colour is changed a few times only; rows with more bars than room show shares. */
@@ -33,9 +33,9 @@ function paintBars(g, bars, frame, paints) {
       for (let place = low; place < high; place++) {
         const bar = row[place];
         if (end[bar] <= frame.from || end[bar] - start[bar] <= shortest) continue;
-        const late = bars.late(stage[bar]), name = kind[bar] * 2 + late;
+        const name = which ? -which : kind[bar] * 2 + bars.late(stage[bar]);
         let group = groups.get(name);
-        if (!group) groups.set(name, (group = { look: paints.of(names[kind[bar]], late), kind: which ? "" : names[kind[bar]], list: [] }));
+        if (!group) groups.set(name, (group = { look: paints.bar(bars, bar), kind: which ? "" : names[kind[bar]], list: [] }));
         const top = frame.y(rank, lane[bar]), tall = frame.tall(lane[bar]), half = part[bar] ? tall / 2 : tall;
         group.list.push(frame.x(start[bar]), (end[bar] - start[bar]) * frame.scale, top + (part[bar] === 2 ? half : 0), half, bar);
       }
@@ -64,8 +64,9 @@ function paintLabels(g, list, kind, bars, frame, paints) {
   for (let i = 0; i < list.length; i += 5) {
     if (list[i + 3] < 11 || list[i + 1] < 9) continue;
     const left = Math.max(list[i], frame.left), right = Math.min(list[i] + list[i + 1], frame.right);
-    const number = String(microbatch[list[i + 4]]), room = right - left;
-    const text = room >= 12 + 7 * number.length ? kind + number : room >= 4 + 6.7 * number.length ? number : "";
+    const long = kind.length > 1 ? kind : kind + microbatch[list[i + 4]], short = kind.length > 1 ? kind[0] : long.slice(1);
+    const room = right - left;
+    const text = room >= 5 + 7 * long.length ? long : room >= 4 + 6.7 * short.length ? short : "";
     if (text) g.fillText(text, (left + right) / 2, list[i + 2] + list[i + 3] / 2 + 0.5);
   }
 }
@@ -118,7 +119,7 @@ function paintAxis(g, bars, frame, paints) {
   g.fillStyle = ground.ink;
   g.textAlign = "right";
   const every = Math.ceil(16 / frame.each);
-  for (let rank = 0; rank < header.ranks; rank += every) g.fillText(`rank ${rank}`, frame.left - 8, frame.y(rank) + Math.max(frame.bar, 8) / 2);
+  for (let rank = 0; rank < header.ranks; rank += every) g.fillText(bars.label(rank), frame.left - 8, frame.y(rank) + Math.max(frame.bar, 8) / 2);
   if (frame.thin && frame.lanes.length > 1 && frame.each > 40) {
     g.font = "8px Helvetica, Arial, sans-serif";
     for (const lane of frame.lanes.slice(1)) {
@@ -172,9 +173,9 @@ function paintMemory(g, bars, frame, paints) {
   g.globalAlpha = 0.35; // below the lines, so that one sees whose it is
   for (const rank of limits ? shown : []) paintCurve(g, curves[rank], frame, y, { colour: ground.alarm, dash: [] }, 10, limits[rank]);
   g.globalAlpha = 1;
-  shown.forEach((rank, turn) => paintCurve(g, curves[rank], frame, y, paints.line(turn), 4 - (2.4 * turn) / Math.max(shown.length - 1, 3)));
+  shown.forEach((rank, turn) => paintCurve(g, curves[rank], frame, y, paints.line(turn), 4 - (2.4 * turn) / Math.max(shown.length - 1, 3), null, bars.end));
   g.restore();
-  if (limits) paintLimits(g, frame, y, limits, paints);
+  if (limits) paintLimits(g, frame, y, limits, paints, (limit) => (bars.curves ? `${digits(limit / size)} ${unit}` : digits(limit)));
   g.textAlign = "left";
   shown.forEach((rank, turn) => {
     const line = paints.line(turn), at = frame.memoryTop + 7 + turn * 14;
@@ -188,8 +189,8 @@ function paintMemory(g, bars, frame, paints) {
   });
 }
 
-/** The steps of a curve; with `above`, only where it is higher than that. */
-function paintCurve(g, [times, amounts], frame, y, line, width, above = null) {
+/** The steps of a curve, as far as they are known; with `above`, only where it is higher than that. */
+function paintCurve(g, [times, amounts], frame, y, line, width, above = null, end = 0) {
   g.strokeStyle = line.colour;
   g.lineWidth = width;
   g.setLineDash(line.dash);
@@ -211,7 +212,7 @@ function paintCurve(g, [times, amounts], frame, y, line, width, above = null) {
       last = Math.round(x);
       g.lineTo(x, y(before));
       g.lineTo(x, y(amounts[i]));
-      if (i + 1 === times.length) g.lineTo(Math.max(frame.x(frame.to), x), y(amounts[i]));
+      if (i + 1 === times.length) g.lineTo(Math.max(frame.x(end), x), y(amounts[i]));
     } else if (amounts[i] > above && i + 1 < times.length) {
       g.moveTo(x, y(amounts[i]));
       g.lineTo(frame.x(times[i + 1]), y(amounts[i]));
@@ -221,7 +222,7 @@ function paintCurve(g, [times, amounts], frame, y, line, width, above = null) {
   g.setLineDash([]);
 }
 
-function paintLimits(g, frame, y, limits, paints) {
+function paintLimits(g, frame, y, limits, paints, words) {
   g.strokeStyle = g.fillStyle = paints.ground.alarm;
   g.lineWidth = 1.5;
   g.setLineDash([9, 4]);
@@ -229,7 +230,7 @@ function paintLimits(g, frame, y, limits, paints) {
     const at = y(limit);
     g.beginPath(); g.moveTo(frame.left, at); g.lineTo(frame.right, at); g.stroke();
     g.textAlign = "right";
-    g.fillText(`limit ${digits(limit)}`, frame.right - 4, at - 8);
+    g.fillText(`limit ${words(limit)}`, frame.right - 4, at - 8);
   }
   g.setLineDash([]);
 }

@@ -1,7 +1,7 @@
 // Where is everything, and what does it look like? Pixels, colours, hatches.
 
 const TILE = 8; // pixels of a hatch
-const GUTTER = 66, RIGHT = 74, BAND = 22, AXIS = 36, MEMORY = 112, GAP = 16, THIN = 7;
+const GUTTER = 66, WIDE_GUTTER = 118, RIGHT = 74, BAND = 22, AXIS = 36, MEMORY = 112, GAP = 16, THIN = 7;
 const MOST_ARROWS = 1500;
 const FONT = "12px Helvetica, Arial, sans-serif";
 
@@ -9,8 +9,9 @@ const FONT = "12px Helvetica, Arial, sans-serif";
 class Frame {
   constructor(bars, width, from, to) {
     const ranks = bars.header.ranks;
+    const memory = bars.header.memory === false ? 0 : 1; // without it there are only rows
     this.width = width;
-    this.left = GUTTER;
+    this.left = bars.header.names ? WIDE_GUTTER : GUTTER;
     this.right = Math.max(width - RIGHT, GUTTER + 50);
     this.from = from;
     this.to = to;
@@ -22,8 +23,8 @@ class Frame {
     this.bar = Math.max(this.each - this.space - this.thin * (this.lanes.length - 1), 1);
     this.top = BAND;
     this.bottom = this.top + ranks * this.each;
-    this.memoryTop = this.bottom + GAP;
-    this.memoryBottom = this.memoryTop + MEMORY;
+    this.memoryTop = this.bottom + GAP * memory;
+    this.memoryBottom = this.memoryTop + MEMORY * memory;
     this.height = this.memoryBottom + AXIS;
     this.scale = (this.right - this.left) / (to - from || 1);
   }
@@ -76,7 +77,8 @@ function hatch(shape, colour) {
     if (shape === "/" || shape === "x") { g.moveTo(shift, TILE); g.lineTo(shift + TILE, 0); }
     if (shape === "\\" || shape === "x") { g.moveTo(shift, 0); g.lineTo(shift + TILE, TILE); }
   }
-  if (shape === "-") { g.moveTo(0, TILE / 2); g.lineTo(TILE, TILE / 2); }
+  if (shape === "-" || shape === "+") { g.moveTo(0, TILE / 2); g.lineTo(TILE, TILE / 2); }
+  if (shape === "|" || shape === "+") { g.moveTo(TILE / 2, 0); g.lineTo(TILE / 2, TILE); }
   g.stroke();
   if (shape === ".") { g.beginPath(); g.arc(2, 2, 1, 0, 7); g.arc(6, 6, 1, 0, 7); g.fill(); }
   return tile;
@@ -97,10 +99,16 @@ class Paints {
     this.made = new Map();
   }
 
+  /** The look of a bar: work looks like its kind, all else like its lane. */
+  bar(bars, bar) {
+    const { lane, stage } = bars.column;
+    return lane[bar] ? this.of(bars.lanes[lane[bar]], 0) : this.of(bars.kind(bar), bars.late(stage[bar]));
+  }
+
   of(kind, late) {
     const name = `${kind}${late}`;
     if (!this.made.has(name)) {
-      const look = this.style.kinds[kind] || (kind.startsWith("SEND") ? { ...this.style.other, hatch: "" } : this.style.other);
+      const look = this.style.kinds[kind] || this.style.beside[kind] || this.style.other;
       const tile = look.hatch && hatch(look.hatch, look.hatch_colour);
       this.made.set(name, { ...look, colour: late ? lighter(look.colour) : look.colour, tile, pattern: null });
     }
@@ -108,7 +116,8 @@ class Paints {
   }
 
   words(kind) {
-    return (this.style.kinds[kind] || { words: kind.replace("_F", " activations").replace("_B", " gradients").toLowerCase() }).words;
+    const known = this.style.kinds[kind] || this.style.beside[kind];
+    return known ? known.words : kind.replace("_F", " activations").replace("_B", " gradients").toLowerCase();
   }
 
   line(turn) {

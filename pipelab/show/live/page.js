@@ -19,6 +19,9 @@ function buildPage(view, element) {
   const words = make("div", "words", view.head);
   view.title = make("div", "title", words);
   view.figures = make("div", "figures", words);
+  view.loss = make("canvas", "loss", view.head);
+  view.loss.setAttribute("role", "img");
+  view.loss.hidden = true;
   view.tools = make("div", "tools", view.head);
   view.tools.setAttribute("role", "group");
   view.tools.setAttribute("aria-label", "view");
@@ -65,12 +68,12 @@ function fillLegend(view) {
   const { bars, paints } = view;
   if (!paints) return;
   const order = Object.keys(view.style.kinds), used = new Set();
-  const { kind, stage } = bars.column;
+  const { kind, stage, lane } = bars.column;
   let late = false;
-  for (let bar = 0; bar < bars.count && used.size < bars.kinds.length; bar++) used.add(kind[bar]);
+  for (let bar = 0; bar < bars.count && used.size < bars.kinds.length; bar++) if (!lane[bar]) used.add(kind[bar]);
   for (let bar = 0; bar < bars.count && !late; bar++) late = bars.late(stage[bar]) === 1;
   const place = (name) => (order.includes(name) ? order.indexOf(name) : order.length);
-  const names = [...used].map((code) => bars.kinds[code]).sort((one, other) => place(one) - place(other));
+  const names = [...new Set([...bars.expected("kinds"), ...[...used].map((code) => bars.kinds[code])])].sort((one, other) => place(one) - place(other));
   const shown = `${view.dark} ${late} ${names} ${[...bars.used]}`;
   if (shown === view.legended) return;
   view.legended = shown;
@@ -86,15 +89,36 @@ function fillLegend(view) {
     g.fillStyle = look.colour; g.fillRect(0, 0, 22, 14);
     if (look.tile) { g.fillStyle = g.createPattern(look.tile, "repeat"); g.fillRect(0, 0, 22, 14); }
   };
-  const message = (name) => name.startsWith("SEND") || name.startsWith("RECV");
-  for (const name of names) if (!message(name)) entry(`${name.length === 1 ? `${name} ` : ""}${paints.words(name)}`, bar(paints.of(name, 0)));
-  if (bars.used.has(bars.lanes.indexOf("send"))) entry("send: a message on its way", bar(paints.of("SEND", 0)));
-  if (bars.used.has(bars.lanes.indexOf("recv"))) entry("recv: waiting for one", bar(paints.of("RECV", 0)));
+  for (const name of names) entry(`${name}${name.length > 1 ? ":" : ""} ${paints.words(name)}`, bar(paints.of(name, 0)));
+  for (const name of bars.lanes.slice(1)) if (bars.used.has(bars.lanes.indexOf(name))) entry(`${name}: ${paints.words(name)}`, bar(paints.of(name, 0)));
   if (late) entry("lighter: a later chunk", bar({ colour: lighter(paints.of("F", 0).colour) }));
   entry("idle", (g) => { g.fillStyle = paints.ground.idle; g.fillRect(0, 0, 22, 14); });
   entry("warm-up", (g) => sample(g, paints, [1.5, 3]));
   entry("steady", (g) => sample(g, paints, []));
   entry("cool-down", (g) => sample(g, paints, [6, 3]));
+}
+
+/** The loss of each step so far, small, with its first and its last value. */
+function paintLoss(view, losses) {
+  view.loss.hidden = losses.length < 2;
+  if (view.loss.hidden) return;
+  const wide = 190, tall = 46, ratio = window.devicePixelRatio || 1, g = view.loss.getContext("2d");
+  [view.loss.width, view.loss.height] = [wide * ratio, tall * ratio];
+  g.scale(ratio, ratio);
+  const first = losses[0], last = losses[losses.length - 1], most = Math.max(...losses), least = Math.min(...losses);
+  const x = (turn) => 48 + (turn / (losses.length - 1)) * (wide - 100), y = (loss) => 8 + ((most - loss) / (most - least || 1)) * (tall - 16);
+  g.strokeStyle = g.fillStyle = view.paints.ground.ink;
+  g.font = FONT;
+  g.textBaseline = "middle";
+  g.textAlign = "right";
+  g.fillText(digits(first), 43, y(first));
+  g.textAlign = "left";
+  g.fillText(digits(last), wide - 47, y(last));
+  g.lineWidth = 1.6;
+  g.beginPath();
+  losses.forEach((loss, turn) => g.lineTo(x(turn), y(loss)));
+  g.stroke();
+  view.loss.setAttribute("aria-label", `loss: ${digits(first)} in the first step, ${digits(last)} in the last`);
 }
 
 function sample(g, paints, dash) {

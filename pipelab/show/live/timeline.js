@@ -10,7 +10,7 @@ export class Timeline {
     this.style = style;
     this.bars = new Bars(rule, style.lanes);
     Object.assign(this, { from: 0, to: 1, fitted: true, cursor: null, at: -1, selected: -1, rank: 0 });
-    Object.assign(this, { arrows: false, now: null, ghosts: [], focused: false, due: 0, painted: 0, retries: 0, placing: false, heading: [] });
+    Object.assign(this, { arrows: false, now: null, ghosts: [], focused: false, due: 0, painted: 0, retries: 0, placing: false, heading: [], losses: [] });
     buildPage(this, element);
     this.recolour();
     this.watch();
@@ -56,6 +56,7 @@ export class Timeline {
     this.root.dataset.theme = dark ? "dark" : "light";
     for (const name of ["ink", "grid", "idle", "paper", "alarm"]) this.root.style.setProperty(`--${name}`, this.paints.ground[name]);
     fillLegend(this);
+    paintLoss(this, this.losses);
     this.request("ground");
   }
 
@@ -81,6 +82,12 @@ export class Timeline {
   append(block) {
     if (!this.bars.append(block)) this.tell({ type: "missing", from: this.bars.count });
     else this.fresh();
+  }
+
+  /** The loss of each step of a run. */
+  follow(losses) {
+    this.losses = losses;
+    paintLoss(this, losses);
   }
 
   /** Another title and other figures than the data's own. */
@@ -242,18 +249,30 @@ export class Timeline {
   /** In words: a bar with what it waited for, or idle time with its cause. */
   describe({ rank, lane, bar, before = -1, after = -1 }) {
     const { bars } = this, { start, end, stage, microbatch, lane: lanes } = bars.column;
+    if (bar >= 0 && bars.side(bar) < 0) return this.compared(bar);
     if (bar >= 0) {
       const kind = bars.kind(bar), label = lane === 0 ? "" : `, ${bars.lanes[lanes[bar]]}`;
       const lines = [`${bars.name(bar)} ${this.paints.words(kind)}${label}`];
-      lines.push(`rank ${rank}, stage ${stage[bar]}, micro-batch ${microbatch[bar]}`);
+      lines.push(`${bars.label(rank)}, stage ${stage[bar]}, micro-batch ${microbatch[bar]}`);
       lines.push(`${this.unit(start[bar])} to ${this.unit(end[bar])}: ${this.unit(end[bar] - start[bar])}`);
       const cause = lane === 0 ? this.cause(bar) : "";
       return cause ? [...lines, cause] : lines;
     }
-    if (lane) return null;
+    if (lane || (bars.header.sides && bars.header.sides[rank] < 0)) return null;
     const from = before >= 0 ? end[before] : 0;
-    if (after < 0) return [`rank ${rank} idle: ${before < 0 ? "nothing yet" : "its work is done"}`, `from ${this.unit(from)}`];
-    return [`rank ${rank} idle ${this.unit(start[after] - from)}`, this.cause(after) || `then ${bars.name(after)}`];
+    if (after < 0) return [`${bars.label(rank)} idle: ${before < 0 ? "nothing yet" : "its work is done"}`, `from ${this.unit(from)}`];
+    return [`${bars.label(rank)} idle ${this.unit(start[after] - from)}`, this.cause(after) || `then ${bars.name(after)}`];
+  }
+
+  /** In words: how an action differs in two traces, or what a piece of the gap is. */
+  compared(bar) {
+    const { bars } = this, { start, end, waitStage, waitKind, waitMicrobatch } = bars.column, kind = bars.kind(bar);
+    const long = this.unit(end[bar] - start[bar]);
+    if (waitStage[bar] < 0) return [`${kind}: ${long}`, this.paints.words(kind)];
+    const about = [waitStage[bar], bars.kinds[waitKind[bar]], waitMicrobatch[bar]];
+    const lengths = [0, 1].map((side) => bars.find(side, ...about)).map((other) => (other < 0 ? "?" : this.unit(end[other] - start[other])));
+    const [there, here] = bars.header.sayings, lines = [`${about.join("")} ${this.paints.words(kind)}`];
+    return kind === "w" ? [...lines, `the rank was idle ${long} longer before it`] : [...lines, `${there} ${lengths[0]}, ${here} ${lengths[1]}`];
   }
 
   /** Why a bar did not start earlier. */
@@ -264,13 +283,14 @@ export class Timeline {
     let place = bars.before(row, start[bar]);
     while (place >= 0 && start[row[place]] >= start[bar]) place--;
     const long = start[bar] - (place >= 0 ? end[row[place]] : 0);
-    const where = waited.bar < 0 ? "" : rank[waited.bar] === rank[bar] ? " on its own rank" : ` on rank ${rank[waited.bar]}`;
+    const where = waited.bar < 0 ? "" : rank[waited.bar] === rank[bar] ? " on its own rank" : ` on ${bars.label(rank[waited.bar])}`;
     const way = waited.bar >= 0 && start[bar] - end[waited.bar] > 1e-9 * this.length ? `, ${this.unit(start[bar] - end[waited.bar])} of it or less on its way` : "";
     return `${bars.name(bar)} waited ${this.unit(long)} for ${waited.name}${where}${way}`;
   }
 
   /** The time under the cursor, and what each rank holds then. */
   reading() {
+    if (this.bars.header.memory === false) return `time ${this.unit(this.cursor)}`;
     const curves = this.bars.memory(), held = [];
     for (let rank = 0; rank < Math.min(curves.length, 16); rank++) {
       const [times, amounts] = curves[rank];
@@ -316,6 +336,7 @@ export class Timeline {
   }
 
   select(bar) {
+    if (bar >= 0 && this.bars.side(bar) < 0) return;
     this.selected = bar;
     const { bars } = this;
     this.tell({ type: "select", action: bar >= 0 ? bars.name(bar) : "" });
@@ -376,7 +397,7 @@ export class Timeline {
 
   go(place) {
     const row = this.bars.row(this.rank);
-    if (!row.length) return this.say(`rank ${this.rank} has done nothing yet`);
+    if (!row.length) return this.say(`${this.bars.label(this.rank)} has done nothing yet`);
     this.point(row[Math.min(Math.max(place, 0), row.length - 1)]);
   }
 
@@ -385,7 +406,7 @@ export class Timeline {
     this.setRank(Math.min(Math.max(this.rank + by, 0), header.ranks - 1));
     const row = this.bars.row(this.rank), time = this.at >= 0 ? column.start[this.at] : this.from;
     if (row.length) this.point(row[Math.max(this.bars.before(row, time), 0)]);
-    else { this.at = -1; this.say(`rank ${this.rank}, nothing yet`); this.request("above"); }
+    else { this.at = -1; this.say(`${this.bars.label(this.rank)}, nothing yet`); this.request("above"); }
   }
 
   /** Point at a bar by key: bring it into view, show and say what it is. */
@@ -404,8 +425,20 @@ export class Timeline {
   }
 }
 
+/** What anywidget calls for each widget. A run goes on while nobody looks: what grew is kept for views to come. */
+export default () => {
+  let grown = [];
+  return {
+    initialize({ model }) {
+      model.on("change:frame", () => { grown = []; });
+      model.on("msg:custom", (message, [block]) => message.type === "append" && grown.push(block));
+    },
+    render: ({ model, el }) => render(model, el, grown),
+  };
+};
+
 /** What anywidget calls for each view of a widget. */
-function render({ model, el }) {
+function render(model, el, grown) {
   const view = new Timeline(el, { style: model.get("looks"), rule: model.get("rule"), tell: (event) => model.send(event) });
   const follow = {
     frame: () => model.get("frame").byteLength && view.show(model.get("frame")),
@@ -414,6 +447,7 @@ function render({ model, el }) {
     text: () => { view.text.textContent = model.get("text"); },
     note: () => view.say(model.get("note")),
     heading: () => view.entitle(model.get("heading")),
+    losses: () => view.follow(model.get("losses")),
   };
   for (const [name, act] of Object.entries(follow)) {
     act();
@@ -421,12 +455,10 @@ function render({ model, el }) {
   }
   const grow = (message, [block]) => message.type === "append" && view.append(block);
   model.on("msg:custom", grow);
-  view.tell({ type: "missing", from: view.bars.count });
+  for (const block of grown) view.append(block);
   return () => {
     for (const [name, act] of Object.entries(follow)) model.off(`change:${name}`, act);
     model.off("msg:custom", grow);
     view.close();
   };
 }
-
-export default { render };
