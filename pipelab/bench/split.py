@@ -17,19 +17,26 @@ LAYERS = 4
 
 def compare_splits(repetitions: int = 20) -> Iterator[dict[str, Any]]:
     """One row a size: (I + W) / B, and the share of F's activations that is held between I and W."""
-    for work in SHAPES:
-        sides = {"ours": _ours(work), "torch": _torch(work)}
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-        for repetition in range(repetitions + 2):
-            for name, (whole, halves, _) in sides.items():
-                pair = whole(), halves()
-                if repetition >= 2:  # first calls are slow
-                    times[name].append(pair)
-        row: dict[str, Any] = {"work": work}
-        for name, (_, _, held) in sides.items():
-            row[name] = middle([halves / whole for whole, halves in times[name]])
-            row[f"{name}_held"] = held()
-        yield row
+    from pipelab.clock import undisturbed
+
+    with undisturbed():
+        for work in SHAPES:
+            yield _compare(work, repetitions)
+
+
+def _compare(work: str, repetitions: int) -> dict[str, Any]:
+    sides = {"ours": _ours(work), "torch": _torch(work)}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for repetition in range(repetitions + 2):
+        for name, (whole, halves, _) in sides.items():
+            pair = whole(), halves()
+            if repetition >= 2:  # first calls are slow
+                times[name].append(pair)
+    row: dict[str, Any] = {"work": work}
+    for name, (_, _, held) in sides.items():
+        row[name] = middle([halves / whole for whole, halves in times[name]])
+        row[f"{name}_held"] = held()
+    return row
 
 
 Side = tuple[Callable[[], float], Callable[[], float], Callable[[], float]]

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from pipelab.cli.parser import add_json, count, print_json
@@ -24,73 +25,65 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add_json(command)
 
 
+Rows = tuple[Iterable[dict[str, Any]], int | None]
+"""The rows of a benchmark as they come, and how many there will be (None: it is not known)."""
+
+
 def run(options: argparse.Namespace) -> None:
     """Print one row a case."""
+    from tqdm import tqdm
+
     measure, print_rows = BENCHES[options.what]
-    rows = measure(options)
+    rows, total = measure(options)
+    rows = list(tqdm(rows, total=total, unit="row", file=sys.stderr, delay=2))
     if options.json:
         print_json({"rows": rows})
     else:
         print_rows(rows)
 
 
-def _simulators(options: argparse.Namespace) -> list[dict[str, Any]]:
+def _simulators(options: argparse.Namespace) -> Rows:
     from pipelab.bench.simulate import compare_simulators
 
-    return compare_simulators(options.actions)
+    rows = compare_simulators(options.actions)
+    return rows, len(rows)
 
 
-def _replays(options: argparse.Namespace) -> list[dict[str, Any]]:
-    from tqdm import tqdm
-
+def _replays(options: argparse.Namespace) -> Rows:
     from pipelab.bench.replay import SCHEDULES, SHAPES, compare_with_replay
 
-    total = len(SCHEDULES) * len(SHAPES)
-    return list(tqdm(compare_with_replay(options.steps), total=total, unit="run", file=sys.stderr, delay=2))
+    return compare_with_replay(options.steps), len(SCHEDULES) * len(SHAPES)
 
 
-def _launches(options: argparse.Namespace) -> list[dict[str, Any]]:
-    from tqdm import tqdm
-
+def _launches(options: argparse.Namespace) -> Rows:
     from pipelab.bench.launch import RANKS, time_launches
 
-    return list(tqdm(time_launches(), total=len(RANKS), unit="row", file=sys.stderr, delay=2))
+    return time_launches(), len(RANKS)
 
 
-def _runtimes(options: argparse.Namespace) -> list[dict[str, Any]]:
-    from tqdm import tqdm
-
+def _runtimes(options: argparse.Namespace) -> Rows:
     from pipelab.bench.runtime import QUICK, SCHEDULES, WORKS, compare_runtimes
 
-    total = len(WORKS) * (len(QUICK) if options.quick else 2 * len(SCHEDULES))
-    rows = compare_runtimes(quick=options.quick)
-    return list(tqdm(rows, total=total, unit="row", file=sys.stderr, delay=2))
+    cases = len(QUICK) if options.quick else 2 * len(SCHEDULES)
+    return compare_runtimes(quick=options.quick), len(WORKS) * cases
 
 
-def _splits(options: argparse.Namespace) -> list[dict[str, Any]]:
-    from tqdm import tqdm
-
+def _splits(options: argparse.Namespace) -> Rows:
     from pipelab.bench.split import SHAPES, compare_splits
-    from pipelab.clock import undisturbed
 
-    with undisturbed():
-        return list(tqdm(compare_splits(), total=len(SHAPES), unit="row", file=sys.stderr, delay=2))
+    return compare_splits(), len(SHAPES)
 
 
-def _recorders(options: argparse.Namespace) -> list[dict[str, Any]]:
-    from tqdm import tqdm
-
+def _recorders(options: argparse.Namespace) -> Rows:
     from pipelab.bench.recorder import SCHEDULES, SWITCHES, compare_recording
 
-    return list(tqdm(compare_recording(), total=len(SWITCHES) * len(SCHEDULES), unit="row", file=sys.stderr, delay=2))
+    return compare_recording(), len(SWITCHES) * len(SCHEDULES)
 
 
-def _memories(options: argparse.Namespace) -> list[dict[str, Any]]:
-    from tqdm import tqdm
-
+def _memories(options: argparse.Namespace) -> Rows:
     from pipelab.bench.memory import compare_memory
 
-    return list(tqdm(compare_memory(), unit="row", file=sys.stderr, delay=2))
+    return compare_memory(), None
 
 
 def _print_memories(rows: list[dict[str, Any]]) -> None:
