@@ -20,6 +20,7 @@ from pipelab.checkpoint import ABOUT, MODEL, OPTIMIZER, Saving, checkpoints, rea
 from pipelab.cli import main
 from pipelab.data import Batches
 from pipelab.failure import RunError
+from pipelab.live import Live
 from pipelab.models import GPT, GPTConfig, build_model
 from pipelab.reference import train_uncut
 from pipelab.resume import continued
@@ -99,12 +100,14 @@ LAYOUTS = [
 def test_a_run_resumed_under_another_layout_goes_on_bit_equal_to_one_that_was_never_interrupted(
     schedule, transport, saved, whole
 ):
-    model, told = gpt(), []
+    model, told, live = gpt(), [], Live()
     run = pl.train(
-        model, batches(), schedule, seed=7, transport=transport, resume=saved, on_step=lambda *step: told.append(step)
-    )
+        model, batches(), schedule, seed=7, transport=transport, resume=saved,
+        on_step=lambda *step: told.append(step), feed=live,
+    )  # fmt: skip
     assert run.losses == whole[0][3:]
     assert told == list(enumerate(run.losses, 3))
+    assert (live.step, live.losses, live.trace) == (STEPS - 1, run.losses, run.traces[-1])
     assert run.state.losses == tuple(whole[0]) and run.state.step == STEPS
     assert same(model, whole[1])
 
