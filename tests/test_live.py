@@ -317,3 +317,11 @@ def test_without_a_notebook_there_is_a_figure_and_a_text(monkeypatch):
     ] and "rank 0 is above it" in limited.text
     monkeypatch.setenv("PIPELAB_HEADLESS", "1")
     assert not live.in_a_notebook()
+
+
+def test_in_a_notebook_each_is_a_widget(monkeypatch):
+    monkeypatch.setattr(live, "in_a_notebook", lambda: True)
+    why = pl.explain(step(), against=step("gpipe"))
+    shown = [live.explore(step()), live.overlay(why), live.watch(limit=2**20), live.playground(), live.builder()]
+    assert [type(each).__name__ for each in shown] == ["Timeline", "Overlay", "Watch", "Playground", "Builder"]
+    assert shown[1].frame and shown[1].as_text().count("rank 0") >= 2

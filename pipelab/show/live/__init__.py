@@ -65,6 +65,8 @@ def overlay(explanation: Explanation) -> "Overlay | Still":
     """
     if not in_a_notebook():
         return Still(gap_text(explanation), still_overlay(explanation), overlay_text(explanation))
+    from pipelab.show.live.widget import Overlay
+
     return Overlay(explanation)
 
 
