@@ -45,19 +45,20 @@ def train_without_flush(
         return ranks.measured(collected, told.steps, _versions(stream, records))
 
 
-def check_stream(schedule: Schedule, watch: bool, kept: bool) -> None:
-    """Raise ValueError for a schedule that cannot be written for the micro-batches of all steps, for a watch, and for
-    a state that is to be kept."""
+def check_stream(schedule: Schedule, **between: object) -> None:
+    """Raise ValueError for a schedule that cannot be written for the micro-batches of all steps, and where anything is
+    asked for that has its place `between` two steps, such as watch=True."""
     name, ranks, microbatches = schedule.name, schedule.ranks, schedule.microbatches
     if name not in GENERATORS or build(name, ranks, microbatches) != schedule:
         raise ValueError(
             f"{name} says flush=False, but is not a named schedule that can be written for more micro-batches; "
             "build pipedream, or leave flush at True"
         )
-    if watch:
-        raise ValueError(f"watch ends a run between two steps, and {name} has nothing between them; watch 1f1b instead")
-    if kept:
-        raise ValueError(f"a run is saved and resumed between two steps, and {name} has nothing there; take 1f1b")
+    for what, asked in between.items():
+        if asked:
+            raise ValueError(
+                f"{what} works between two steps, and {name} has nothing between them; leave it out, or take 1f1b"
+            )
 
 
 def _joined(steps: Sequence[Microbatches], told: "_Losses") -> Microbatches:

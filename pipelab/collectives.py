@@ -160,7 +160,7 @@ def traffic_of(meetings: Iterable[Meeting]) -> Traffic:
     """What was sent in these collectives.
 
     >>> traffic_of([Meeting("tp", "all_gather", 0.0, 0.1, 8)])
-    {('tp', 'all_gather'): Volume(count=1, nbytes=8)}
+    {('tp', 'all_gather'): Volume(times=1, nbytes=8)}
     """
     traffic: Traffic = {}
     for axis, kind, _, _, nbytes in meetings:

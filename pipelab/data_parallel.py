@@ -2,8 +2,9 @@
 
 A stage's gradients are complete after its last B or W, and not before: nothing is reduced per micro-batch. Then they go
 in buckets, in a lane of their own. Each micro-batch's loss counts for its share of the whole step's targets, so the sum
-over replicas needs no division. (Wrappers that watch autograd's hooks, such as DDP, see no weight gradient of a split
-backward, and their replicas drift apart without an error: PyTorch issue 144530.)
+over replicas needs no division. Gradients alone are summed: buffers, such as BatchNorm's running means, are those of
+each replica's own micro-batches, and the run gives those of the first. (Wrappers that watch autograd's hooks, such as
+DDP, see no weight gradient of a split backward, and their replicas drift apart without an error: PyTorch issue 144530.)
 """
 
 from collections import defaultdict

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Mesh:
     """The axes `dp`, `pp`, `tp` of a run; `tp` varies fastest, so that tensor shards sit next to each other.
 
-    Raises ValueError when an axis is smaller than 1.
+    Raises ValueError when an axis is no whole number, or smaller than 1.
 
     >>> mesh = Mesh(dp=2, pp=4, tp=2)
     >>> mesh.size, mesh.coordinates(13)
@@ -20,8 +20,9 @@ class Mesh:
 
     def __post_init__(self) -> None:
         for axis in ("dp", "pp", "tp"):
-            if getattr(self, axis) < 1:
-                raise ValueError(f"mesh axis {axis} must be at least 1: got {getattr(self, axis)}")
+            size = getattr(self, axis)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"mesh axis {axis} must be a whole number of at least 1: got {size}")
 
     @property
     def size(self) -> int:

@@ -155,6 +155,7 @@ class VocabularyParallelEmbedding(nn.Embedding):
         """Some ranks may have a token more than others."""
 
     def forward(self, tokens: Tensor) -> Tensor:
+        _refuse_outside(tokens, self.num_embeddings, "a token")
         others = (tokens < self.first) | (tokens >= self.end)
         rows = functional.embedding((tokens - self.first).masked_fill(others, 0), self.weight)
         return self.leave(rows.masked_fill(others.unsqueeze(-1), 0), self.group)
@@ -189,12 +190,15 @@ class VocabularyParallelHead(ColumnParallelLinear):
         return grad[..., first:end]
 
 
-def vocabulary_cross_entropy(logits: Tensor, targets: Tensor, *, group: Group, first: int) -> Tensor:
+def vocabulary_cross_entropy(
+    logits: Tensor, targets: Tensor, *, group: Group, first: int, vocabulary: int
+) -> Tensor:  # fmt: skip
     """`loss.cross_entropy` of logits [R, T, vocabulary/t] that begin with that of token `first`: they never meet.
 
     What meets is three numbers a target: the largest logit, the sum of the exponentials, the logit of the target.
     """
     kept = targets != IGNORED
+    _refuse_outside(targets.masked_fill(~kept, 0), vocabulary, "a target")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logits = logits - group.all_reduce(logits.detach().amax(-1, keepdim=True), largest=True)
     own = targets - first
@@ -202,6 +206,12 @@ def vocabulary_cross_entropy(logits: Tensor, targets: Tensor, *, group: Group, f
     of_target = logits.gather(-1, own.masked_fill(others, 0).unsqueeze(-1)).squeeze(-1).masked_fill(others, 0)
     losses = sum_out(logits.exp().sum(-1), group).log() - sum_out(of_target, group)
     return losses.masked_fill(~kept, 0).sum() / kept.sum()
+
+
+def _refuse_outside(tokens: Tensor, vocabulary: int, what: str) -> None:
+    """Uncut layers raise here; of the shards each would take it for another's. (A GPU is not waited for.)"""
+    inside = (tokens >= 0) & (tokens < vocabulary)
+    torch._assert_async(inside.all(), f"{what} is none of the vocabulary's, 0 to {vocabulary - 1}")
 
 
 def _take_over(module: nn.Linear, linear: nn.Linear) -> None:

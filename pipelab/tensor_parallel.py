@@ -152,7 +152,8 @@ def loss_of(shards: nn.Sequential, loss: Loss) -> Loss:
     if head is None or loss is not cross_entropy:
         return loss
     head.gathers = False
-    return partial(vocabulary_cross_entropy, group=head.group, first=head.bounds[head.group.index][0])
+    first, vocabulary = head.bounds[head.group.index][0], head.bounds[-1][1]
+    return partial(vocabulary_cross_entropy, group=head.group, first=first, vocabulary=vocabulary)
 
 
 def cut_state(state: Mapping[str, Tensor], dims: Mapping[str, int], index: int, ranks: int) -> dict[str, Tensor]:
@@ -219,6 +220,9 @@ def _refuse_uneven(layers: nn.Sequential, tp: int) -> None:
             raise ValueError(
                 f"{path} is a {kind}, and only a plain nn.Linear or nn.Embedding can be cut; use one of those"
             )
+    for name, dim in shard_dims(layers).items():
+        if (size := layers.get_parameter(name).shape[dim]) < tp:
+            raise ValueError(f"tp={tp} is more than the {size} parts that {name} can be cut into; choose a smaller tp")
     counts = dict(_counts(layers))
     fits = math.gcd(*counts.values())
     for what, count in counts.items():

@@ -24,7 +24,7 @@ from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import lower
 from pipelab.mesh import Mesh
 from pipelab.message_order import check_messages
-from pipelab.optimizer import Optimizer, adamw
+from pipelab.optimizer import Optimizer, adamw, check_parts
 from pipelab.partition import cut
 from pipelab.process_rank import ProcessRank
 from pipelab.ranks import Job, Ranks, usable_device
@@ -129,14 +129,20 @@ def train(
     if schedule.forward_only:
         raise ValueError(f"{schedule.name} has no backward, so nothing is learned; it is for pipelab.inference")
     if not schedule.flush:
-        check_stream(schedule, watch, save is not None or resume is not None)
+        check_stream(
+            schedule, watch=watch, clip=clip, rate=rate, evaluation=evaluation, save=save is not None,
+            resume=resume is not None,
+        )  # fmt: skip
     mesh = _mesh(mesh, schedule)
     _refuse_mesh(mesh, schedule, link)
     check_tensor_shards(model, mesh.tp, sequence_parallel=sequence_parallel)
     _refuse_update(mesh, clip, zero, sequence_parallel)
+    _refuse_evaluation(evaluation, mesh.dp * schedule.microbatches)
     if autocast not in (None, torch.bfloat16):
         raise ValueError(f"autocast is torch.bfloat16, which needs no scaling of the loss, or None: got {autocast}")
     device = usable_device(device)
+    if zero or mesh.tp > 1:
+        check_parts(optimizer, flat=zero, device=device)
     _refuse_machine(transport, device, comm, mesh, clock, link)
     job = Job(
         model=model, program=lower(schedule, mesh), mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
@@ -276,6 +282,14 @@ def _refuse_update(mesh: Mesh, clip: float | None, zero: bool, sequence_parallel
         raise ValueError("zero shares the optimizer's state among replicas; there is one: raise dp, or leave it out")
     if sequence_parallel and mesh.tp == 1:
         raise ValueError("sequence_parallel shares tokens among tensor shards; there is one: raise tp, or leave it out")
+
+
+def _refuse_evaluation(evaluation: Evaluation | None, microbatches: int) -> None:
+    for batch in evaluation.batches if evaluation is not None else ():
+        try:
+            split_batch(0, batch, microbatches)
+        except ValueError as error:
+            raise ValueError(f"evaluation, {error}") from error
 
 
 def _refuse_machine(

@@ -3,7 +3,8 @@
 The gradients of a bucket are reduced so that each replica gets the sum of its own share only (reduce-scatter); it
 updates its share of the weights, and all gather all shares. That is as many bytes as the all-reduce of plain data
 parallelism, and the optimizer's state takes 1/d of the memory (Rajbhandari et al. 2020, section 5.1). It suits
-optimizers that work on each number by itself, as Adam does.
+optimizers that work on each number by itself, as Adam does (`optimizer.check_parts`). A parameter without a gradient
+counts as one whose gradient is zero: its weights decay, where plain data parallelism leaves them alone.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping

@@ -10,6 +10,7 @@ from torch import nn
 
 import pipelab as pl
 from pipelab.data import Batches, load_text
+from pipelab.evaluation import Evaluation
 from pipelab.models import GPTConfig, build_model
 from pipelab.reference import train_delayed, train_uncut
 
@@ -134,9 +135,15 @@ def test_what_cannot_be_written_for_all_steps_is_refused():
         pl.train(build_model(SMALL), batches(2, 2), own)
 
 
-def test_a_watch_has_no_place_between_two_steps_and_is_refused():
-    with pytest.raises(ValueError, match="pipedream has nothing between them; watch 1f1b instead"):
-        pl.train(build_model(SMALL), batches(2, 2), pl.build("pipedream", 2, 2), watch=True)
+def evaluation():
+    return Evaluation(list(batches(2, 1)))
+
+
+@pytest.mark.parametrize("option", [{"watch": True}, {"clip": 1.0}, {"rate": float}, {"evaluation": evaluation()}])
+def test_what_works_between_two_steps_has_no_place_and_is_refused(option):
+    (what,) = option
+    with pytest.raises(ValueError, match=f"{what} works between two steps, and pipedream has nothing between them"):
+        pl.train(build_model(SMALL), batches(2, 2), pl.build("pipedream", 2, 2), **option)
 
 
 def test_a_failing_layer_is_named_with_its_rank_and_nothing_hangs():

@@ -134,7 +134,7 @@ def test_zero_sends_as_many_bytes_and_keeps_half_of_the_optimizers_state():
         schedule = pl.build("1f1b", 2, 2)
         run = pl.train(model, batches_for(2, 2), schedule, pl.Mesh(dp=2, pp=2), zero=zero, optimizer=optimizer)
         sizes.append(sum(volume.nbytes for (axis, _), volume in run.sent(0).items() if axis == "dp"))
-        states.append(sum(state["exp_avg"].nbytes for state in kept[0].state.values()))
+        states.append(sum(state["exp_avg"].nbytes for state in kept[-1].state.values()))
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01) and states[0] == pytest.approx(2 * states[1], rel=0.01)
 
 
@@ -240,6 +240,43 @@ class Even7(nn.Module):
 def test_a_mesh_that_does_not_fit_is_refused_in_a_sentence(mesh, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         pl.train(model_for(2), batches_for(2, 2), pl.build("1f1b", 2, 2), mesh, **options)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "options", "named"),
+    [
+        (pl.Mesh(tp=2), {"optimizer": torch.optim.Adafactor}, "Adafactor .* tp at 1"),
+        (pl.Mesh(dp=2), {"optimizer": torch.optim.Adafactor, "zero": True}, "Adafactor .* leave zero out"),
+        (pl.Mesh(dp=2), {"optimizer": lambda own: matrices_decay(own), "zero": True}, "AdamW .* flat"),
+    ],
+)
+def test_an_optimizer_that_sees_more_than_single_numbers_is_refused_where_it_gets_parts(mesh, options, named):
+    with pytest.raises(ValueError, match=named):
+        pl.train(model_for(2), batches_for(2, 2), pl.build("gpipe", 1, 2), mesh, **options)
+
+
+def matrices_decay(parameters):
+    """As many do it: the number of dims tells which parameters decay."""
+    matrices = [parameter for parameter in parameters if parameter.dim() > 1]
+    others = [parameter for parameter in parameters if parameter.dim() <= 1]
+    return torch.optim.AdamW([{"params": matrices, "weight_decay": 0.5}, {"params": others, "weight_decay": 0.0}])
+
+
+def test_replicas_and_shards_take_an_optimizer_that_decays_matrices_alone():
+    model, uncut = model_for(2), model_for(2)
+    batches = batches_for(2, 2)
+    pl.train(model, batches, pl.build("gpipe", 1, 2), pl.Mesh(dp=2, tp=2), optimizer=matrices_decay)
+    train_uncut(uncut, batches, 4, optimizer=matrices_decay)
+    for ours, theirs in zip(model.parameters(), uncut.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_a_batch_to_evaluate_on_that_is_too_small_is_refused_before_the_first_step():
+    evaluation, steps = Evaluation([tuple(tensor[:3] for tensor in batches_for(2, 2)[0])]), []
+    with pytest.raises(ValueError, match=r"evaluation, .* 3 rows cannot be cut into 4"):
+        pl.train(model_for(1), batches_for(2, 2), pl.build("gpipe", 1, 2), pl.Mesh(dp=2), evaluation=evaluation,
+                 on_step=lambda step, loss: steps.append(step))  # fmt: skip
+    assert not steps
 
 
 class Broken(nn.Module):

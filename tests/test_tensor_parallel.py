@@ -198,7 +198,7 @@ def test_cross_entropy_of_logits_that_never_meet(scale):
         parts = logits.tensor_split(group.size, -1)
         own = parts[group.index].clone().requires_grad_()
         first = sum(part.shape[-1] for part in parts[: group.index])
-        value = vocabulary_cross_entropy(own, targets, group=group, first=first)
+        value = vocabulary_cross_entropy(own, targets, group=group, first=first, vocabulary=7)
         value.backward()
         assert_equal(value, expected)
         assert_equal(own.grad, leaf.grad.tensor_split(group.size, -1)[group.index])
@@ -573,3 +573,18 @@ def test_weight_gradients_need_no_other_rank():
     run, _, _ = run_of("zb-h1", pl.Mesh(pp=2, tp=2))
     inside = {span.action.kind for span in run.trace.spans if span.lane == "collective"}
     assert {"F", "I"} <= inside and "W" not in inside
+
+
+@pytest.mark.parametrize(("place", "what"), [(0, "a token"), (1, "a target")])
+@pytest.mark.parametrize("number", [-1, CONFIG.vocabulary])
+def test_a_token_outside_of_the_vocabulary_is_no_rank_s_and_is_refused(place, what, number):
+    wrong = tuple(tensor.clone() for tensor in batches(3)[0])
+    wrong[place][0, 0] = number
+    with pytest.raises(RunError, match=f"{what} is none of the vocabulary's, 0 to {CONFIG.vocabulary - 1}"):
+        pl.train(model_of(), [wrong], pl.build("1f1b", 2, 3), pl.Mesh(pp=2, tp=2), timeout=60)
+
+
+def test_more_ranks_than_tokens_are_refused():
+    config = GPTConfig(vocabulary=3, width=8, heads=4, layers=2, context=8)
+    with pytest.raises(ValueError, match=r"tp=4 is more than the 3 parts that 0\.token\.weight can be cut into"):
+        check_tensor_shards(model_of(config), 4)
