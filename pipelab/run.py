@@ -7,14 +7,15 @@ from statistics import fmean
 
 from torch import Tensor, nn
 
-from pipelab.action import Action, B, F, I, Pair, W, parts
+from pipelab.action import Action, B, F, I, Pair, R, W, parts
 from pipelab.collectives import Traffic, add_traffic
 from pipelab.costs import Costs, middle
 from pipelab.formulas import formula
 from pipelab.holdings import Memory
+from pipelab.lower import Program
 from pipelab.mesh import Mesh
 from pipelab.schedule import Schedule
-from pipelab.simulate import simulate
+from pipelab.simulate import simulate, simulate_program
 from pipelab.trace import BUBBLES, Trace
 from pipelab.weight_versions import Versions
 
@@ -38,6 +39,7 @@ class Run:
     """
 
     schedule: Schedule
+    program: Program
     mesh: Mesh
     losses: list[float]
     traces: list[Trace]
@@ -98,8 +100,9 @@ class Run:
         return Costs.measured([trace for traces in self._pipelines for trace in traces])
 
     def replay(self) -> Trace:
-        """The same schedule simulated with the run's own median times, collectives within actions at their ends."""
-        trace, inside = simulate(self.schedule, self.costs()), self._inside()
+        """The same schedule, with what it recomputes, simulated with the run's own median times; collectives within
+        actions are at their ends."""
+        trace, inside = self._replayed(), self._inside()
         within = [
             span._replace(
                 lane="collective", start=float(span.end) - sum(inside.get(action[:2], 0.0) for action in both)
@@ -108,6 +111,13 @@ class Run:
             for both in [parts(span.action)]
         ]
         return Trace(trace.schedule, trace.clock, trace.chunks, (*trace.spans, *within)) if within else trace
+
+    def _replayed(self) -> Trace:
+        costs = self.costs()
+        if R not in costs.work:
+            return simulate(self.schedule, costs)
+        played = simulate_program(self.program, costs)
+        return Trace(played.schedule, played.clock, played.chunks, tuple(itertools.chain(*played.compute)))
 
     def _inside(self) -> dict[tuple[int, str], float]:
         """By stage and kind the median time that an action waits in collectives: tensor shards meet there."""
