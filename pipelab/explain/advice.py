@@ -126,7 +126,7 @@ def rows_of(trace: Trace) -> Schedule:
 
 
 def read_model(steps: Steps) -> Model:
-    """The work of each stage by F, I and W; R counts as a part of I. Raises ValueError when the trace is not of a whole training step."""
+    """The work of each stage by F, I (with R) and W. Raises ValueError when the trace is not of a whole step."""
     schedule = rows_of(steps.trace)
     if schedule.forward_only or not complete(schedule):
         raise ValueError("the trace does not have a forward and a backward of every stage and micro-batch")
