@@ -101,6 +101,19 @@ def with_recompute(row: Sequence[Element], pairs: set[tuple[int, int]], hoist: i
     return tuple(out)
 
 
+def uniform(rows: Sequence[Sequence[Element]], schedule: Schedule) -> bool:
+    """Whether a lowered program recomputes nothing, or all right before its backward: then R is a part of B, or I.
+
+    >>> from pipelab import build, lower
+    >>> schedule = build("gpipe", ranks=2, microbatches=3)
+    >>> [uniform(lower(schedule, checkpointing="full", hoist=hoist).rows, schedule) for hoist in (0, 1)]
+    [True, False]
+    """
+    found = [(one, after) for row in rows for one, after in pairwise(row) if isinstance(one, Action) and one.kind == R]
+    at_once = [R for one, after in found if {one._replace(kind=B), one._replace(kind=I)} & set(parts(after))]
+    return not found or len(at_once) == schedule.stages * schedule.microbatches
+
+
 def _place(row: Sequence[Element], stage: int, microbatch: int, hoist: int) -> int:
     """Where in the row R comes: at its end, or before so many waits for a gradient, the nearest being its own."""
     best = place = len(row)

@@ -14,6 +14,7 @@ from pipelab.formulas import formula
 from pipelab.holdings import Memory
 from pipelab.lower import Program
 from pipelab.mesh import Mesh
+from pipelab.recompute import uniform
 from pipelab.schedule import Schedule
 from pipelab.simulate import simulate, simulate_program
 from pipelab.trace import BUBBLES, Trace
@@ -155,13 +156,16 @@ class Run:
             return None
 
     def _mean_work(self) -> dict[str, float]:
-        """Mean F, I and W of one rank for one micro-batch; a full backward counts as I, for a formula needs I + W."""
+        """Mean F, I and W of one rank for one micro-batch; a full backward counts as I, for a formula needs I + W, and
+        so does an R right before every backward."""
+        if not uniform(self.program.rows, self.schedule):
+            raise ValueError("no formula knows of an R elsewhere, or of some micro-batches only")
         busy = {F: 0.0, I: 0.0, W: 0.0}
         for trace in self.traces:
             for span in itertools.chain(*trace.compute):
                 if isinstance(span.action, Pair):
                     raise ValueError("a pair's time cannot be told apart into F, I and W")
-                kind = I if span.action.kind == B else span.action.kind
+                kind = I if span.action.kind in (B, R) else span.action.kind
                 busy[kind] += float(span.end - span.start)
         share = len(self.traces) * self.schedule.ranks * self.schedule.microbatches
         return {kind: seconds / share for kind, seconds in busy.items()}
