@@ -26,6 +26,7 @@ from pipelab.trace import Span, Trace
 from pipelab.validate import validate
 
 if TYPE_CHECKING:
+    from pipelab.frontier import choose_checkpointing
     from pipelab.launcher import launch
     from pipelab.run import Run
     from pipelab.show.timeline import compare, timeline
@@ -47,6 +48,7 @@ __all__ = [
     "Span",
     "Trace",
     "build",
+    "choose_checkpointing",
     "compare",
     "explain",
     "formula",
@@ -61,6 +63,7 @@ __all__ = [
 
 _FETCHED_ON_USE = {
     "Run": "pipelab.run",
+    "choose_checkpointing": "pipelab.frontier",
     "launch": "pipelab.launcher",
     "train": "pipelab.training",
     "compare": "pipelab.show.timeline",
