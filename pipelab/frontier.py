@@ -4,6 +4,7 @@ A run with a single micro-batch shows, for every stage, what an action takes, ho
 held after it. Walking a rank's row with these numbers gives its peak for any number of micro-batches, and simulating
 the rows gives the step: the frontier of bytes and seconds, before anything runs. What a rank holds depends on its own
 stages alone, and the less any rank has to do, the shorter is the step; so each rank takes the least work that fits.
+With one stage a rank no mixture that fits has a shorter step; with several, where on the rank the work is matters, too.
 
 Read first: `recompute` (the policies), `checkpointing` (what R does).
 """
