@@ -17,6 +17,7 @@ from typing import NamedTuple
 F, B, I, W = "F", "B", "I", "W"  # noqa: E741 (the letters of the field)
 COMPUTE = (F, B, I, W)
 R = "R"
+WORK = (*COMPUTE, R)
 U = "U"
 REDUCE, GATHER = "REDUCE", "GATHER"
 SEND_F, RECV_F, SEND_B, RECV_B, SEND_T, RECV_T = "SEND_F", "RECV_F", "SEND_B", "RECV_B", "SEND_T", "RECV_T"

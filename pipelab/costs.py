@@ -6,7 +6,7 @@ from fractions import Fraction
 from numbers import Rational
 from statistics import median
 
-from pipelab.action import COMPUTE, Action, B, F, I, R, W
+from pipelab.action import WORK, Action, B, F, I, R, W
 from pipelab.dependencies import Value
 from pipelab.lower import CARRIES
 from pipelab.placement import Placement
@@ -143,7 +143,7 @@ class Costs:
             raise ValueError("this trace has no compute spans to measure costs from")
         stages = 1 + max(stage for stage, _ in times)
         work: dict[str, tuple[Number | None, ...]] = {}
-        for kind in (*COMPUTE, R):
+        for kind in WORK:
             known = [times.get((stage, kind)) for stage in range(stages)]
             if any(known):
                 work[kind] = tuple(middle(values) if values else None for values in known)

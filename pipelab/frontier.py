@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipelab.action import Action, B, Element, F, I, R, W, parts
+from pipelab.action import WORK, Action, B, Element, F, I, R, W, parts
 from pipelab.checkpointing import policies_of
 from pipelab.costs import Costs, Link
 from pipelab.dependencies import Value
@@ -35,7 +35,6 @@ from pipelab.training import train
 
 POLICIES = (NONE, SELECTIVE, FULL, EXCEPT_LAST)
 """What is tried unless told otherwise."""
-WORK = (F, R, B, I, W)
 
 
 class Piece(NamedTuple):

@@ -286,7 +286,9 @@ def _parse_cell(word: str) -> Element:
     element = parse_element(word)
     for action in parts(element):
         if action.kind not in COMPUTE:
-            what = {U: "an update", REDUCE: "a reduction", R: "a recomputation, which `lower` adds"}.get(action.kind, "a message")
+            what = {U: "an update", REDUCE: "a reduction", R: "a recomputation, which `lower` adds"}.get(
+                action.kind, "a message"
+            )
             raise ValueError(f"{action} is {what}; a schedule holds F, B, I and W only: leave it out")
     return element
 
