@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import pipelab as pl
 from pipelab.failure import RunError
+from pipelab.loss import auxiliary
 from pipelab.memory import ActivationMeter
 from pipelab.models import GPT, Block, GPTConfig
 from pipelab.reference import train_delayed, train_uncut
@@ -21,14 +22,14 @@ SCHEDULES = [("gpipe", None), ("1f1b", None), ("interleaved", 2), ("zb-h1", None
 RANKS, MICROBATCHES, CONTEXT = 2, 5, 5
 
 
-def gpt(dropout: float = 0.0, layers: int = 6) -> GPT:
+def gpt(dropout: float = 0.0, layers: int = 6, context: int = CONTEXT) -> GPT:
     torch.manual_seed(1)
-    config = GPTConfig(vocabulary=17, width=8, heads=2, layers=layers, context=CONTEXT, dropout=dropout)
+    config = GPTConfig(vocabulary=17, width=8, heads=2, layers=layers, context=context, dropout=dropout)
     return GPT(config).double()
 
 
-def batches(steps: int = 1, rows: int = 9) -> list[tuple[Tensor, Tensor]]:
-    tokens = torch.randint(17, (steps, rows, CONTEXT + 1), generator=torch.Generator().manual_seed(0))
+def batches(steps: int = 1, rows: int = 9, context: int = CONTEXT) -> list[tuple[Tensor, Tensor]]:
+    tokens = torch.randint(17, (steps, rows, context + 1), generator=torch.Generator().manual_seed(0))
     return [(batch[:, :-1].contiguous(), batch[:, 1:].clone()) for batch in tokens]
 
 
@@ -89,6 +90,51 @@ def test_without_a_flush_the_weights_of_the_forward_are_those_of_the_recomputati
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("policy", ["full", "selective", "except-last"])
+@pytest.mark.parametrize(
+    "options", [{"pp": 2, "dp": 2}, {"pp": 2, "tp": 2}, {"pp": 2, "tp": 2, "sequence_parallel": True}]
+)
+def test_replicas_and_tensor_shards_recompute_their_own(options, policy):
+    wide, axes = options.get("sequence_parallel", False), {k: v for k, v in options.items() if k in ("pp", "dp", "tp")}
+    mesh, models = pl.Mesh(**axes), [gpt(0.0 if wide else 0.1, context=6) for _ in range(2)]
+    runs = [
+        train(model, batches(2, rows=8, context=6), pl.build("zb-h1", 2, 3), mesh, seed=7, checkpointing=p,
+              sequence_parallel=wide)
+        for model, p in zip(models, ("none", policy), strict=True)
+    ]  # fmt: skip
+    assert runs[0].losses == runs[1].losses and len(runs[1].memory.rebuilt) == mesh.size
+    assert_equal(*models)
+    bubbles = runs[1].bubbles()
+    assert 0 <= bubbles["replayed"]["step"] < 1 and runs[1].replay().makespan > 0
+
+
+class Balanced(nn.Module):
+    """Has a loss of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.linear(x))
+        auxiliary(0.1 * y.square().mean())
+        return y
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+@pytest.mark.parametrize("name", ["1f1b", "zb-h1"])
+def test_auxiliary_losses_count_once_and_a_lower_precision_is_that_of_the_forward(name, autocast):
+    features = [tuple(torch.randn(2, 8, 6, generator=torch.Generator().manual_seed(4)))] * 2
+    model = of_features(*(Balanced() for _ in range(4))).float()
+    models = [model, copy.deepcopy(model)]
+    runs = [
+        train(model, features, pl.build(name, 2, 4), loss=nn.functional.mse_loss, checkpointing=p, autocast=autocast)
+        for model, p in zip(models, ("none", "every-2"), strict=True)
+    ]
+    assert runs[0].losses == runs[1].losses
+    assert_equal(*models)
+
+
 def of_features(*layers: nn.Module) -> nn.Sequential:
     torch.manual_seed(3)
     return nn.Sequential(nn.Linear(6, 6), *layers, nn.Linear(6, 6)).double()
@@ -117,8 +163,8 @@ class Nested(Residual):
 @pytest.mark.parametrize("name", ["gpipe", "zb-h1"])
 def test_any_block_can_be_recomputed_and_its_buffers_change_once(name, block):
     features = [tuple(torch.randn(2, 8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(4)))]
-    models = [of_features(*(block() for _ in range(4))) for _ in range(2)]
-    models[1].load_state_dict(models[0].state_dict())
+    model = of_features(*(block() for _ in range(4)))
+    models = [model, copy.deepcopy(model)]
     for model, policy in zip(models, ("none", "every-2"), strict=True):
         train(model, features, pl.build(name, 2, 4), loss=nn.functional.mse_loss, checkpointing=policy)
     for (key, ours), theirs in zip(models[0].state_dict().items(), models[1].state_dict().values(), strict=True):
@@ -296,7 +342,7 @@ def test_a_block_that_cannot_run_twice_is_no_silent_wrong_number(block, said):
 def test_processes_recompute_as_threads_do():
     runs, models = [], []
     for transport in ("memory", "gloo"):
-        models.append(copy.deepcopy(gpt(0.1)))
+        models.append(gpt(0.1))
         schedule = pl.build("1f1b", 2, 3)
         runs.append(train(models[-1], batches(1), schedule, seed=7, checkpointing="full", transport=transport))
     assert runs[0].losses == runs[1].losses and runs[0].memory.peaks == runs[1].memory.peaks
