@@ -111,12 +111,8 @@ def test_the_choice_can_be_trained_with():
     assert "MiB of activations on a rank, step" in str(chosen)
 
 
-def test_the_chart_names_every_point_and_says_which_is_measured():
-    figure = frontier_chart({"line": [(4e6, 0.01), (2e6, 0.02)]}, {"none": (4e6, 0.01), "full": (1e6, 0.013)})
-    assert [trace.name for trace in figure.data] == ["line, predicted", "none", "full"]
-    assert "75 % less memory, 30 % more time" in figure.layout.title.text and "MiB" in figure.layout.xaxis.title.text
-    assert "simulated" in figure.layout.yaxis.title.text and "virtual" in figure.layout.yaxis.title.text
-    relative = frontier_chart({}, {"none": (4e6, 0.01), "full": (1e6, 0.013)}, relative_to=(4e6, 0.01))
-    assert [relative.data[1].x[0], relative.data[1].y[0]] == pytest.approx([25, 130])
-    with pytest.raises(ValueError, match="no point"):
-        frontier_chart({}, {})
+def test_points_can_be_drawn_in_per_cent_of_one_of_them():
+    figure = frontier_chart({"none": (4e6, 0.01), "full": (1e6, 0.013)}, "virtual", relative_to="none")
+    drawn = sorted(zip(figure.data[0].x, figure.data[0].y, strict=True))
+    assert drawn == [pytest.approx((25, 130)), pytest.approx((100, 100))]
+    assert "% of none" in figure.layout.xaxis.title.text and "% of none" in figure.layout.yaxis.title.text
