@@ -58,7 +58,7 @@ class _Region:
     def refill(self) -> None:
         """The second forward, for the sake of what it saves."""
         assert self.input is not None
-        x, self.input = self.input.tensor.detach().requires_grad_(self.differentiable), None
+        x = self.input.tensor.detach().requires_grad_(self.differentiable)
         if x._version != self.version:
             raise RuntimeError("a block has changed its input in place, so it cannot run again; let it change a copy")
         slots = iter(self.slots)
@@ -74,6 +74,7 @@ class _Region:
         if next(slots, None) is not None:
             raise RuntimeError("a second forward saves less than the first; a block must do the same each time")
         self.slots.clear()  # from here on the graph alone keeps them
+        self.input = None
 
     def _drop(self, tensor: Tensor) -> _Slot:
         self.slots.append(_Slot())

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelab.cli.cut import Cut, add_cut, find_cut, memory_limit
 from pipelab.cli.checkpointing import add_checkpointing, recomputed_figures, recomputed_rows, refuse_with_a_cut
-from pipelab.cli.cut import Cut, add_cut, find_cut
+from pipelab.cli.cut import Cut, add_cut, find_cut, memory_limit
 from pipelab.cli.parser import (
     CommandError,
     add_explain,
