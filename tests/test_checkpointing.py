@@ -356,17 +356,27 @@ def test_processes_recompute_as_threads_do():
     assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
 
 
-@pytest.mark.parametrize("mesh", [pl.Mesh(pp=2), pl.Mesh(pp=2, dp=2), pl.Mesh(pp=2, tp=2)], ids=["pp", "dp", "tp"])
-@pytest.mark.parametrize("name", ["1f1b", "zb-h1", "zb-v"])
-def test_what_is_recomputed_is_predicted_before_anything_runs(name, mesh):
-    schedule = pl.build(name, 2, 5)
-    for policy in POLICIES[1:]:
-        memory = train(wide(), wide_batch(5 * mesh.dp), schedule, mesh, checkpointing=policy, hoist=1).memory
-        predicted = predict_memory(wide(), schedule, wide_batch(5 * mesh.dp)[0], mesh, checkpointing=policy, hoist=1)
-        for rank, member in enumerate(mesh.group("pp", 0)):
-            assert predicted.activations[rank] == pytest.approx(memory.peaks[member], rel=0.01)
-            for cause in ("recompute", "deferred"):
-                assert predicted.peaks[rank].get(cause, 0) == memory.peaks_by_cause(member)[cause]
+@pytest.mark.parametrize(
+    ("name", "axes", "policy"),
+    [
+        ("1f1b", {}, "every-2"),
+        ("zb-h1", {}, "except-last"),
+        ("zb-v", {}, "full"),
+        ("1f1b", {"tp": 2}, "full"),
+        ("zb-h1", {"dp": 2}, "selective"),
+    ],
+)
+def test_what_is_recomputed_is_predicted_before_anything_runs(name, axes, policy):
+    mesh, schedule = pl.Mesh(pp=2, **axes), pl.build(name, 2, 5)
+    batch, options = wide_batch(5 * mesh.dp), {"checkpointing": policy, "hoist": 1}
+    memory, predicted = (
+        train(wide(), batch, schedule, mesh, **options).memory,
+        predict_memory(wide(), schedule, batch[0], mesh, **options),
+    )
+    for rank, member in enumerate(mesh.group("pp", 0)):
+        assert predicted.activations[rank] == pytest.approx(memory.peaks[member], rel=0.01)
+        for cause in ("recompute", "deferred"):
+            assert predicted.peaks[rank].get(cause, 0) == memory.peaks_by_cause(member)[cause]
 
 
 def test_a_run_that_fits_only_with_recomputation_is_told_so_and_begins_with_it():
