@@ -26,6 +26,7 @@ from pipelab.trace import Span, Trace
 from pipelab.validate import validate
 
 if TYPE_CHECKING:
+    from pipelab.frontier import choose_checkpointing
     from pipelab.launcher import launch
     from pipelab.reshaping import reshape
     from pipelab.run import Run
@@ -48,6 +49,7 @@ __all__ = [
     "Span",
     "Trace",
     "build",
+    "choose_checkpointing",
     "compare",
     "explain",
     "formula",
@@ -63,6 +65,7 @@ __all__ = [
 
 _FETCHED_ON_USE = {
     "Run": "pipelab.run",
+    "choose_checkpointing": "pipelab.frontier",
     "launch": "pipelab.launcher",
     "reshape": "pipelab.reshaping",
     "train": "pipelab.training",

@@ -4,8 +4,9 @@
     B  full backward       W  gradient of the weights (nobody waits for it); B = I + W, always
 
 The zero-bubble papers write B for our I and BW for our B; DeepSeek's B is our B.
-Lowered programs and traces add messages (`SEND_F RECV_F SEND_B RECV_B`), named after what they carry, and `U`, the
-update of a stage's weights, where it comes after each micro-batch and not after the step. `REDUCE` sums a stage's
+Lowered programs and traces add messages (`SEND_F RECV_F SEND_B RECV_B`), named after what they carry, `R`, which
+recomputes the activations that a forward did not keep, and `U`, the update of a stage's weights, where it comes after
+each micro-batch and not after the step. `REDUCE` sums a stage's
 gradients over its replicas, `GATHER` brings the weights that each has updated to all (in programs the number is 0, in
 traces it counts the buckets).
 """
@@ -15,13 +16,15 @@ from typing import NamedTuple
 
 F, B, I, W = "F", "B", "I", "W"  # noqa: E741 (the letters of the field)
 COMPUTE = (F, B, I, W)
+R = "R"
+WORK = (*COMPUTE, R)
 U = "U"
 REDUCE, GATHER = "REDUCE", "GATHER"
 SEND_F, RECV_F, SEND_B, RECV_B, SEND_T, RECV_T = "SEND_F", "RECV_F", "SEND_B", "RECV_B", "SEND_T", "RECV_T"
 MESSAGES = (SEND_F, RECV_F, SEND_B, RECV_B, SEND_T, RECV_T)
 
 _LIKE = re.compile(r"(\d{1,9})([^\W\d]+)(\d{1,9})", re.ASCII)
-_TEXT = re.compile(r"(\d{1,9})(" + "|".join((*MESSAGES, *COMPUTE, U, REDUCE, GATHER)) + r")(\d{1,9})", re.ASCII)
+_TEXT = re.compile(r"(\d{1,9})(" + "|".join((*MESSAGES, *COMPUTE, R, U, REDUCE, GATHER)) + r")(\d{1,9})", re.ASCII)
 
 
 class Action(NamedTuple):

@@ -32,12 +32,13 @@ def train_without_flush(
     schedule, optimizer = job.program.schedule, job.optimizer
     assert optimizer is not None
     stream = build(schedule.name, schedule.ranks, len(batches) * schedule.microbatches)
-    with machine(replace(job, program=lower(replace(schedule, flush=True)), optimizer=None, fed=False), tell) as ranks:
+    rows = partial(lower, checkpointing=job.checkpointing, hoist=job.hoist)
+    with machine(replace(job, program=rows(replace(schedule, flush=True)), optimizer=None, fed=False), tell) as ranks:
         steps = [ranks.split(step, batch) for step, batch in enumerate(batches)]
         ranks.warm_up(steps[0])
     told = _Losses(steps, tell)
     make_stage = partial(UpdatingStage, optimizer=optimizer)
-    with machine(replace(job, program=lower(stream), optimizer=None, make_stage=make_stage), tell) as ranks:
+    with machine(replace(job, program=rows(stream), optimizer=None, make_stage=make_stage), tell) as ranks:
         tell(StepBegun(0))
         ranks.run(_joined(steps, told))
         (records,) = collected = ranks.collect()

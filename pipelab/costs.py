@@ -6,7 +6,7 @@ from fractions import Fraction
 from numbers import Rational
 from statistics import median
 
-from pipelab.action import COMPUTE, Action, B, I, W
+from pipelab.action import WORK, Action, B, F, I, R, W
 from pipelab.dependencies import Value
 from pipelab.lower import CARRIES
 from pipelab.placement import Placement
@@ -66,16 +66,24 @@ class Network:
 
 @dataclass(frozen=True)
 class Costs:
-    """The time of every action: F, I, W (and B = I + W), and `hop`, the latency between different ranks.
+    """The time of every action: F, I, W (and B = I + W), R, and `hop`, the latency between different ranks.
 
-    Make one with `uniform`, `per_stage` or `measured`. A hop delays the receiver and occupies no device.
+    Make one with `uniform`, `per_stage` or `measured`. A hop delays the receiver and occupies no device. R, where a
+    lowered program recomputes, takes as long as F unless a time is given.
     """
 
     work: Mapping[str, Number | tuple[Number | None, ...]] = field(hash=False)
     hop: Number | Mapping[Value, Number] = field(default=0, hash=False)
 
     @classmethod
-    def uniform(cls, F: Number = 1, I: Number = 1, W: Number = 1, hop: Number = 0) -> "Costs":  # noqa: E741
+    def uniform(
+        cls,
+        F: Number = 1,
+        I: Number = 1,  # noqa: E741
+        W: Number = 1,
+        hop: Number = 0,
+        R: Number | None = None,
+    ) -> "Costs":
         """Equal ranks: the work of one rank for one micro-batch, shared evenly by the stages on that rank.
 
         Raises ValueError for a negative or non-finite time.
@@ -83,7 +91,7 @@ class Costs:
         >>> Costs.uniform(F=1, I=1, W=1).durations(Placement.loop(2, chunks=2))[3, "B"]
         1
         """
-        work = {"F": F, "I": I, "W": W}
+        work = {"F": F, "I": I, "W": W} | ({} if R is None else {"R": R})
         for name, value in {**work, "hop": hop}.items():
             _refuse_negative(name, value)
         return cls(work, hop)
@@ -95,16 +103,17 @@ class Costs:
         I: Sequence[Number],  # noqa: E741
         W: Sequence[Number],
         hop: Number = 0,
+        R: Sequence[Number] | None = None,
     ) -> "Costs":
         """Unequal stages: one time for each stage (not rank). Raises ValueError for unequal lengths.
 
         >>> Costs.per_stage(F=[1, 2], I=[1, 2], W=[1, 2]).durations(Placement.loop(2))[1, "B"]
         4
         """
-        work = {"F": tuple(F), "I": tuple(I), "W": tuple(W)}
+        work = {"F": tuple(F), "I": tuple(I), "W": tuple(W)} | ({} if R is None else {"R": tuple(R)})
         if len({len(times) for times in work.values()}) != 1:
             lengths = ", ".join(f"{kind} {len(times)}" for kind, times in work.items())
-            raise ValueError(f"F, I and W need one time for each stage: got {lengths}")
+            raise ValueError(f"F, I and W{' and R' if R else ''} need one time for each stage: got {lengths}")
         for kind, times in work.items():
             for value in times:
                 _refuse_negative(kind, value)
@@ -134,7 +143,7 @@ class Costs:
             raise ValueError("this trace has no compute spans to measure costs from")
         stages = 1 + max(stage for stage, _ in times)
         work: dict[str, tuple[Number | None, ...]] = {}
-        for kind in COMPUTE:
+        for kind in WORK:
             known = [times.get((stage, kind)) for stage in range(stages)]
             if any(known):
                 work[kind] = tuple(middle(values) if values else None for values in known)
@@ -169,10 +178,12 @@ class Costs:
 
 
 class Durations(dict[Value, Number]):
-    """Times by (stage, kind); looking up one that is not known raises ValueError with the remedy."""
+    """Times by (stage, kind); looking up one that is not known raises ValueError with the remedy, but R is as F."""
 
     def __missing__(self, value: Value) -> Number:
         stage, kind = value
+        if kind == R and (stage, F) in self:
+            return self[stage, F]
         known = ", ".join(sorted({kind for _, kind in self}))
         raise ValueError(
             f"these costs say nothing of {kind} on stage {stage}, only of {known};"

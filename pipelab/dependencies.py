@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping
 
-from pipelab.action import COMPUTE, Action, B, F, I, W
+from pipelab.action import COMPUTE, Action, B, F, I, R, W
 
 Value = tuple[int, str]
 """(stage, kind): what that stage's action of that kind computes, for any one micro-batch."""
@@ -15,6 +15,7 @@ NEEDS: Mapping[str, tuple[tuple[int, str], ...]] = {
     I: ((0, F), (+1, I)),  # what the own forward kept, and the gradient from the stage after
     B: ((0, F), (+1, I)),
     W: ((0, I),),  # the gradient that arrived for I
+    R: ((0, F),),  # the input that the forward kept; the backward comes after it in the same row
 }
 """For each kind the values it needs, as (distance in stages, kind). B = I + W, so a need for I is met by B too."""
 

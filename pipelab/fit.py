@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from pipelab.balance import STATES
+from pipelab.checkpointing import policies_of
 from pipelab.holdings import PARAMETERS
 from pipelab.host import available_memory, free_gpu_memory
 from pipelab.lower import lower
 from pipelab.memory_prediction import Prediction, predict_memory
 from pipelab.ranks import Job
+from pipelab.recompute import FULL, NONE
 from pipelab.schedules import build
 from pipelab.units import digits
 from pipelab.worker import split_batch
@@ -141,7 +143,7 @@ def _predicted(job: Job, batch: Batch) -> Prediction:
     return predict_memory(
         job.model, job.program.schedule, batch, job.mesh, loss=job.loss, optimizer=job.optimizer, at=job.at,
         device=job.device.type, transport=job.transport, zero=job.zero,
-        sequence_parallel=job.sequence_parallel,
+        sequence_parallel=job.sequence_parallel, checkpointing=job.checkpointing or NONE, hoist=job.hoist,
         make_stage=partial(job.make_stage, lower_precision=job.autocast),
     )  # fmt: skip
 
@@ -169,11 +171,15 @@ def _others(job: Job, batch: Batch) -> Iterator[tuple[str, Job]]:
     chunks = schedule.stages // ranks
     rows = len(batch[0]) // (job.mesh.dp * microbatches)
     counts = sorted({2 * microbatches, rows * microbatches}) if rows > 1 else []
+    policies = set(job.checkpointing) - {NONE}
+    policy = policies.pop() if len(policies) == 1 else NONE
     leaner = [(f"{lean} instead of {name}", lean, ranks, microbatches, None) for lean in LEAN if lean != name]
+    again = [("checkpointing full", name, ranks, microbatches, chunks)] * (policy == NONE)
     tries: list[tuple[str, str, int, int, int | None]] = [
         *leaner[:1],
         *((f"{count} micro-batches of the same batch", name, ranks, count, chunks) for count in counts),
         *leaner[1:],
+        *again,
         (f"{2 * ranks} ranks", name, 2 * ranks, microbatches, chunks),
     ]
     for what, other, pp, count, parts in tries:
@@ -181,7 +187,9 @@ def _others(job: Job, batch: Batch) -> Iterator[tuple[str, Job]]:
             changed = build(other, pp, count, parts)
             if changed.stages <= len(job.model):
                 mesh = replace(job.mesh, pp=pp)
-                yield what, replace(job, program=lower(changed, mesh), mesh=mesh, at=None)
+                by_stage = policies_of(job.model, changed.stages, FULL if what == "checkpointing full" else policy)
+                program = lower(changed, mesh, checkpointing=by_stage, hoist=job.hoist)
+                yield what, replace(job, program=program, mesh=mesh, at=None, checkpointing=by_stage)
 
 
 def _gib(size: float) -> str:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pipelab.action import B, F, I, W
+from pipelab.action import B, F, I, R, W
+from pipelab.checkpointing import Checkpointing
 from pipelab.clock import WallClock
 from pipelab.collectives import ALL_GATHER, ALL_REDUCE, Group
 from pipelab.costs import Link
@@ -111,18 +112,25 @@ class FakeStage:
     def __init__(
         self, layers: nn.Sequential, *,
         first: bool, loss: Loss | None, split: bool, tile: int, make_stage: Callable[..., Stage] = Stage,
+        checkpointing: Callable[[ActivationMeter], Checkpointing] | None = None,
     ) -> None:  # fmt: skip
         owned = [*layers.parameters(), *layers.buffers()]
         self.parameters = list(layers.parameters())
         self.tile = tile
         self.storages = LiveStorages(owned, tile)
         self.meter = ActivationMeter(owned, identity=lambda storage: storage._cdata)
-        self.stage = make_stage(layers, first=first, loss=loss, split=split, randomness=_NoDraws(0), meter=self.meter)
+        self.checkpointing = None if checkpointing is None else checkpointing(self.meter)
+        self.stage = make_stage(
+            layers, first=first, loss=loss, split=split, randomness=_NoDraws(0), meter=self.meter,
+            checkpointing=self.checkpointing,
+        )  # fmt: skip
         self.stage.share = _share
 
     def footprints(self, kinds: Sequence[str], x: Shape, target: Shape | None) -> tuple[Mapping[str, Footprint], Shape]:
         """The footprint of each action of a micro-batch, in their order, and the shape of what it gives."""
         found = {}
+        if self.checkpointing is not None:
+            self.checkpointing.microbatches = frozenset([0] if R in kinds else [])
         with self.stage.attached(), self.storages:
             for kind in kinds:
                 if kind == F:
@@ -169,13 +177,17 @@ class FakeStage:
         gradient = self._gradient(output)
         return gradient, self.stage.backward_input(0, gradient)
 
+    def _recompute(self, output: Shape) -> tuple[None, None]:
+        self.stage.recompute(0)
+        return None, None
+
     def _weight(self, output: Shape) -> tuple[None, None]:
         self.stage.backward_weight(0)
         return None, None
 
     @property
     def _backward(self) -> dict[str, Callable[..., tuple[Tensor | None, Tensor | None]]]:
-        return {B: self._whole, I: self._input, W: self._weight}
+        return {B: self._whole, I: self._input, W: self._weight, R: self._recompute}
 
     def _size(self, tensor: Tensor) -> int:
         return self.storages.rounded(tensor.untyped_storage().nbytes())

@@ -173,6 +173,11 @@ class Memory:
         return tuple(max(held for _, held in self.total(rank)) for rank in range(len(self.holdings)))
 
     @property
+    def rebuilt(self) -> tuple[int, ...]:
+        """The most bytes that each rank has recomputed for a backward still to come."""
+        return tuple(self.peaks_by_cause(rank)[RECOMPUTE] for rank in range(len(self.holdings)))
+
+    @property
     def readings(self) -> tuple[tuple[tuple[Number, Reading], ...], ...]:
         """For each rank what the GPU's allocator said, as (end of an action, reading); empty on a CPU."""
         return tuple(

@@ -1,11 +1,11 @@
 """Which messages does a schedule imply? `lower` adds them, and the one program is simulated, executed and drawn.
 
 Every value that a stage on another rank needs (by `dependencies.NEEDS`) is sent right after the action that gives it
-and received right before the action that needs it. With replicas a stage's gradients are summed as soon as it has its
-last.
+and received right before the action that needs it. Where activations are not kept, R comes before the backward. With
+replicas a stage's gradients are summed as soon as it has its last.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipelab.action import (
@@ -21,6 +21,7 @@ from pipelab.action import (
     Element,
     F,
     I,
+    R,
     U,
     W,
     parts,
@@ -28,6 +29,7 @@ from pipelab.action import (
 from pipelab.dependencies import T, Value, dataflow, gives
 from pipelab.mesh import Mesh
 from pipelab.placement import Placement
+from pipelab.recompute import NONE, policies, recomputed, with_recompute
 from pipelab.schedule import Schedule
 
 SEND = {F: SEND_F, I: SEND_B, T: SEND_T}
@@ -86,13 +88,23 @@ def peer(message: Action, stages: int = 1) -> Action:
     raise ValueError(f"{message} is not a message")
 
 
-def lower(schedule: Schedule, mesh: Mesh | None = None) -> Program:
+def lower(
+    schedule: Schedule, mesh: Mesh | None = None, *, checkpointing: str | Sequence[str] = NONE, hoist: int = 0
+) -> Program:
     """Add to each row the sends and receives that its dependencies imply; values that stay on a rank need none.
 
     Without a flush each micro-batch's backward is followed by U, the update of its stage's weights. On a mesh with
     replicas the last B or W of each stage is followed by REDUCE: the sum of its gradients over `dp` begins.
 
+    With `checkpointing` (a policy, or one a stage: see `recompute`) an R comes right before each backward whose
+    activations the forward has not kept. `hoist=1` puts it before the wait for the gradient, where it fills the bubble;
+    that delays nothing, and of each stage no more than one micro-batch is rebuilt. `hoist=n` puts it before the n-th
+    wait on the way back to its forward: up to n are rebuilt and held then, and what came between comes later.
+
     >>> from pipelab import build
+    >>> print(lower(build("gpipe", ranks=2, microbatches=1), checkpointing=["full", "none"]))
+    0F0 0SEND_F0 0RECV_B0 0R0 0B0
+    1RECV_F0 1F0 1B0 1SEND_B0
     >>> print(lower(build("pipedream", ranks=2, microbatches=1)))
     0F0 0SEND_F0 0RECV_B0 0B0 0U0
     1RECV_F0 1F0 1B0 1SEND_B0 1U0
@@ -106,6 +118,11 @@ def lower(schedule: Schedule, mesh: Mesh | None = None) -> Program:
         tuple(step for element in row for step in _with_messages(element, schedule, remote, wanted))
         for row in schedule.rows
     )
+    if not isinstance(hoist, int) or hoist < 0:
+        raise ValueError(f"hoist is how many waits R is put forward, 0 or more: got {hoist!r}")
+    pairs = recomputed(schedule, policies(checkpointing, schedule.stages))
+    if pairs:
+        rows = tuple(with_recompute(row, pairs, hoist) for row in rows)
     if mesh is not None and mesh.dp > 1:
         rows = tuple(tuple(_with_reductions(row)) for row in rows)
     return Program(schedule, rows)
@@ -116,7 +133,7 @@ def message_flow(schedule: Schedule) -> dict[Value, tuple[Value, ...]]:
     stages = schedule.stages
     table: dict[Value, tuple[Value, ...]] = dict.fromkeys(dataflow(stages), ())
     for stage in range(stages):
-        table[stage, U] = table[stage, REDUCE] = ()
+        table[stage, R] = table[stage, U] = table[stage, REDUCE] = ()
         for receive, (step, send) in RECEIVED_FROM.items():
             table[stage, send] = ()
             inside = 0 <= stage + step < stages

@@ -8,11 +8,13 @@ buffers that they may. Read first: `holdings` (the causes). Read next: `fit` (wh
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from pipelab.action import Action, B, F, I, W, parts
+from pipelab.checkpointing import Checkpointing, block_names, policies_of
 from pipelab.costs import Costs
 from pipelab.data_parallel import buckets
 from pipelab.footprint import TILE, FakeStage, Footprint, Shape, copies, fake_mode, fake_seat, optimizer_bytes
@@ -24,6 +26,7 @@ from pipelab.mesh import Mesh
 from pipelab.message_order import AHEAD, channels, window
 from pipelab.optimizer import Optimizer, adamw
 from pipelab.partition import cut
+from pipelab.recompute import NONE
 from pipelab.schedule import Schedule
 from pipelab.simulate import simulate_program
 from pipelab.stage import Stage
@@ -74,7 +77,7 @@ class Prediction:
 def predict_memory(
     model: nn.Sequential, schedule: Schedule, batch: Batch, mesh: Mesh | None = None, *,
     loss: Loss = cross_entropy, optimizer: Optimizer = adamw, at: Sequence[int] | None = None,
-    zero: bool = False, sequence_parallel: bool = False,
+    zero: bool = False, sequence_parallel: bool = False, checkpointing: str | Sequence[str] = NONE, hoist: int = 0,
     device: str = "cpu", transport: str = "memory", make_stage: Callable[..., Stage] = Stage,
 ) -> Prediction:  # fmt: skip
     """What each rank of `train(model, [batch], schedule, mesh, ...)` will hold; nothing is computed or changed.
@@ -95,7 +98,8 @@ def predict_memory(
         raise ValueError(f"{schedule.name} has no backward; memory is predicted of schedules that train")
     mesh = mesh or Mesh(pp=schedule.ranks)
     check_tensor_shards(model, mesh.tp, sequence_parallel=sequence_parallel)
-    program, tile, mode = lower(schedule, mesh), TILE[device], fake_mode()
+    by_stage = policies_of(model, schedule.stages, checkpointing, at)
+    program, tile, mode = lower(schedule, mesh, checkpointing=by_stage, hoist=hoist), TILE[device], fake_mode()
     slices = cut(model, schedule.stages, at=at)
     if mesh.tp > 1:
         seat = fake_seat(mesh.tp)
@@ -110,6 +114,9 @@ def predict_memory(
                 FakeStage(
                     layers, first=stage == 0, loss=loss if stage == schedule.stages - 1 else None, split=stage in split,
                     tile=tile, make_stage=make_stage,
+                    checkpointing=None if by_stage[stage] == NONE else partial(
+                        Checkpointing, layers, by_stage[stage], block_names(model), ()
+                    ),
                 )
                 for stage, layers in enumerate(slices)
             ]  # fmt: skip

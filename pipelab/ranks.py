@@ -16,8 +16,9 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pipelab.action import F, W, parts
+from pipelab.action import Action, F, R, W, parts
 from pipelab.checkpoint import Saving
+from pipelab.checkpointing import Checkpointing, block_names
 from pipelab.clock import undisturbed
 from pipelab.collectives import add_traffic, traffic_of
 from pipelab.costs import Link, Network
@@ -80,6 +81,9 @@ class Job:
     start: State | None = None
     saving: Saving | None = None
     make_stage: Callable[..., Stage] = Stage
+    checkpointing: tuple[str, ...] = ()
+    hoist: int = 0
+    """The policy of each stage; an R in the program says for which micro-batches, and `hoist` puts it forward."""
     fed: bool = False
     """Whether somebody listens: then every rank tells what it does (see `feed`)."""
 
@@ -230,10 +234,24 @@ class Ranks(ABC):
                 meter=meter,
                 watch=Watch(place.global_rank, stage) if job.watch else None,
                 lower_precision=job.autocast,
+                checkpointing=self._checkpointing(place, stage, layers, meter),
             )
             for stage, layers in own.items()
         }
         return stages, meter
+
+    def _checkpointing(
+        self, place: Place, stage: int, layers: nn.Sequential, meter: ActivationMeter
+    ) -> Checkpointing | None:
+        """What a stage recomputes: the program says of which micro-batches, counted as a replica counts its own."""
+        job = self.job
+        replica, rank, _ = job.mesh.coordinates(place.global_rank)
+        first = replica * job.program.schedule.microbatches
+        row = [step for step in job.program.rows[rank] if isinstance(step, Action) and step.kind == R]
+        again = [first + microbatch for owner, _, microbatch in row if owner == stage]
+        if not again:
+            return None
+        return Checkpointing(layers, job.checkpointing[stage], block_names(job.model), again, meter)
 
     def _own(self, worker: Worker, batch: Microbatches) -> Microbatches:
         """The micro-batches of a worker's replica."""
@@ -341,6 +359,7 @@ class Ranks(ABC):
         typical = median_trace(traces)
         return Run(
             schedule=schedule,
+            program=job.program,
             mesh=job.mesh,
             losses=losses,
             traces=traces,

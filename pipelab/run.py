@@ -8,14 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipelab.action import Action, B, F, I, Pair, W, parts
+from pipelab.action import Action, B, F, I, Pair, R, W, parts
 from pipelab.collectives import Traffic, add_traffic
 from pipelab.costs import Costs, middle
 from pipelab.formulas import formula
 from pipelab.holdings import Memory
+from pipelab.lower import Program
 from pipelab.mesh import Mesh
+from pipelab.recompute import uniform
 from pipelab.schedule import Schedule
-from pipelab.simulate import simulate
+from pipelab.simulate import simulate, simulate_program
 from pipelab.state import State
 from pipelab.trace import BUBBLES, Trace
 from pipelab.weight_versions import Versions
@@ -43,6 +45,7 @@ class Run:
     """
 
     schedule: Schedule
+    program: Program
     mesh: Mesh
     losses: list[float]
     traces: list[Trace]
@@ -105,8 +108,9 @@ class Run:
         return Costs.measured([trace for traces in self._pipelines for trace in traces])
 
     def replay(self) -> Trace:
-        """The same schedule simulated with the run's own median times, collectives within actions at their ends."""
-        trace, inside = simulate(self.schedule, self.costs()), self._inside()
+        """The same schedule, with what it recomputes, simulated with the run's own median times; collectives within
+        actions are at their ends."""
+        trace, inside = self._replayed(), self._inside()
         within = [
             span._replace(
                 lane="collective", start=float(span.end) - sum(inside.get(action[:2], 0.0) for action in both)
@@ -115,6 +119,13 @@ class Run:
             for both in [parts(span.action)]
         ]
         return Trace(trace.schedule, trace.clock, trace.chunks, (*trace.spans, *within)) if within else trace
+
+    def _replayed(self) -> Trace:
+        costs = self.costs()
+        if R not in costs.work:
+            return simulate(self.schedule, costs)
+        played = simulate_program(self.program, costs)
+        return Trace(played.schedule, played.clock, played.chunks, tuple(itertools.chain(*played.compute)))
 
     def _inside(self) -> dict[tuple[int, str], float]:
         """By stage and kind the median time that an action waits in collectives: tensor shards meet there."""
@@ -152,13 +163,16 @@ class Run:
             return None
 
     def _mean_work(self) -> dict[str, float]:
-        """Mean F, I and W of one rank for one micro-batch; a full backward counts as I, for a formula needs I + W."""
+        """Mean F, I and W of one rank for one micro-batch; a full backward counts as I, for a formula needs I + W, and
+        so does an R right before every backward."""
+        if not uniform(self.program.rows, self.schedule):
+            raise ValueError("no formula knows of an R elsewhere, or of some micro-batches only")
         busy = {F: 0.0, I: 0.0, W: 0.0}
         for trace in self.traces:
             for span in itertools.chain(*trace.compute):
                 if isinstance(span.action, Pair):
                     raise ValueError("a pair's time cannot be told apart into F, I and W")
-                kind = I if span.action.kind == B else span.action.kind
+                kind = I if span.action.kind in (B, R) else span.action.kind
                 busy[kind] += float(span.end - span.start)
         share = len(self.traces) * self.schedule.ranks * self.schedule.microbatches
         return {kind: seconds / share for kind, seconds in busy.items()}

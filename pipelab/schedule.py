@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from pipelab.action import COMPUTE, REDUCE, Action, B, Element, I, Pair, U, W, parse_element, parts
+from pipelab.action import COMPUTE, REDUCE, Action, B, Element, I, Pair, R, U, W, parse_element, parts
 from pipelab.grid import grid
 from pipelab.placement import Placement
 
@@ -292,7 +292,9 @@ def _parse_cell(word: str) -> Element:
     element = parse_element(word)
     for action in parts(element):
         if action.kind not in COMPUTE:
-            what = {U: "an update", REDUCE: "a reduction"}.get(action.kind, "a message")
+            what = {U: "an update", REDUCE: "a reduction", R: "a recomputation, which `lower` adds"}.get(
+                action.kind, "a message"
+            )
             raise ValueError(f"{action} is {what}; a schedule holds F, B, I and W only: leave it out")
     return element
 

@@ -3,14 +3,17 @@
 A stage keeps, per micro-batch, its input and the end of its autograd graph; the output itself is given away.
 """
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from pipelab.checkpointing import Checkpointing
 from pipelab.loss import Loss, auxiliary_losses, share_of, weighted_loss
 from pipelab.memory import ActivationMeter, Held
 from pipelab.randomness import Randomness
@@ -32,14 +35,14 @@ class Stage:
     """A contiguous slice of the model on one rank, run one micro-batch at a time.
 
     `layers` are named as in the uncut model; with a `lower_precision` they compute in it where that is safe. With
-    `split`, `backward_input` and `backward_weight` replace `backward`; it runs within `attached()` then, so that the
-    layers are given back as they were.
+    `split`, `backward_input` and `backward_weight` replace `backward`; with `checkpointing`, `recompute` comes before
+    it for some micro-batches. It runs within `attached()` then, so that the layers are given back as they were.
     """
 
     def __init__(
         self, layers: nn.Sequential, *, first: bool, loss: Loss | None, split: bool,
         randomness: Randomness, meter: ActivationMeter, watch: Watch | None = None,
-        lower_precision: torch.dtype | None = None,
+        lower_precision: torch.dtype | None = None, checkpointing: Checkpointing | None = None,
     ) -> None:  # fmt: skip
         self.layers = layers
         self.lower_precision = lower_precision
@@ -49,6 +52,7 @@ class Stage:
         self.meter = meter
         self.watch = watch
         self.share = weighted_loss
+        self.checkpointing = checkpointing
         self.deferred = DeferredWeights(layers, meter) if split else None
         self.own_losses: dict[int, float] = {}
         """The auxiliary losses of this stage's layers, by micro-batch, until somebody takes them."""
@@ -56,7 +60,9 @@ class Stage:
 
     def attached(self) -> AbstractContextManager[object]:
         """The context in which the stage may run."""
-        return self.deferred or nullcontext()
+        if self.checkpointing is None:
+            return self.deferred or nullcontext()
+        return self.checkpointing.attached(self.deferred or nullcontext())
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -81,11 +87,7 @@ class Stage:
         if self.deferred is not None:
             self.deferred.waiting = kept.waiting
         with self.meter.watch(), self.autocast(), auxiliary_losses() as more:
-            y = x
-            for name, layer in self.layers._modules.items():  # named_children would skip a layer listed twice
-                y = self.randomness.run(name, layer, y, step, microbatch)
-                if not isinstance(y, Tensor):
-                    raise TypeError(f"layer {name} gives a {type(y).__name__}; a stage passes one tensor on")
+            y = self._run_layers(x, step, microbatch)
             if self.loss is not None:
                 assert target is not None
                 y = self.share(self.loss, y, target, total)
@@ -108,6 +110,29 @@ class Stage:
         if self.watch is not None:
             self.watch.forward(self, microbatch, step, x, given, target, total)
         return given
+
+    def _run_layers(self, x: Tensor, step: int, microbatch: int) -> Tensor:
+        checkpointing = self.checkpointing
+        if checkpointing is None:
+            return self._run(self.layers._modules, x, step, microbatch)  # named_children would skip one listed twice
+        with checkpointing.forward_of(microbatch):
+            for part in checkpointing.parts:
+                run = partial(self._run, part, step=step, microbatch=microbatch)
+                x = checkpointing.run(run, x) if part in checkpointing.recomputed else run(x)
+        return x
+
+    def _run(self, names: Iterable[str], x: Tensor, step: int, microbatch: int) -> Tensor:
+        for name in names:
+            x = self.randomness.run(name, self.layers._modules[name], x, step, microbatch)
+            if not isinstance(x, Tensor):
+                raise TypeError(f"layer {name} gives a {type(x).__name__}; a stage passes one tensor on")
+        return x
+
+    def recompute(self, microbatch: int) -> None:
+        """R: rebuild the activations that F has not kept."""
+        assert self.checkpointing is not None
+        with self.autocast(), auxiliary_losses():  # those that count are of the first forward
+            self.checkpointing.refill(microbatch)
 
     def backward_input(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
         """I: the gradient of the input (None on the first stage), from that of the output (None at the loss)."""

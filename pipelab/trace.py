@@ -10,7 +10,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import NamedTuple
 
-from pipelab.action import COMPUTE, Action, B, Element, F, I, Pair, W, parse_element, parts
+from pipelab.action import WORK, Action, B, Element, F, I, Pair, W, parse_element, parts
 
 Number = int | float | Fraction
 
@@ -96,7 +96,7 @@ class Trace:
         """For each rank the time in collectives that it waited for in the midst of its actions: they bear its name."""
         inside: list[Number] = [0] * self.ranks
         for rank, lane, element, start, end, _ in self.counted:
-            if lane == "collective" and parts(element)[0].kind in COMPUTE:
+            if lane == "collective" and parts(element)[0].kind in WORK:
                 inside[rank] += end - start
         return inside
 
@@ -104,7 +104,7 @@ class Trace:
         """For each action in whose midst there were collectives, (stage, kind) and how long they took together."""
         of: dict[tuple[int, Element], float] = {}
         for rank, lane, element, start, end, _ in self.counted:
-            if lane == "collective" and parts(element)[0].kind in COMPUTE:
+            if lane == "collective" and parts(element)[0].kind in WORK:
                 of[rank, element] = of.get((rank, element), 0.0) + float(end - start)
         yield from ((parts(element)[0][:2], wait) for (_, element), wait in of.items())
 

@@ -5,7 +5,7 @@ Read next: `ranks`, then `reference` (what the numbers must equal).
 
 import itertools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from pipelab.asynchronous import check_stream, train_without_flush
 from pipelab.checkpoint import Saving
+from pipelab.checkpointing import policies_of
 from pipelab.costs import Link, Network
 from pipelab.device_mesh import from_device_mesh
 from pipelab.evaluation import Evaluation
@@ -28,6 +29,7 @@ from pipelab.optimizer import Optimizer, adamw, check_parts
 from pipelab.partition import cut
 from pipelab.process_rank import ProcessRank
 from pipelab.ranks import Job, Ranks, usable_device
+from pipelab.recompute import NONE
 from pipelab.resume import Resume, continued, saving_of, starting_point
 from pipelab.run import Run
 from pipelab.schedule import Schedule
@@ -71,6 +73,8 @@ def train(
     link: Link | Network = Link(),  # noqa: B008 (a frozen value)
     at: list[int] | None = None,
     memory_limit: float | None = None,
+    checkpointing: str | Sequence[str] = NONE,
+    hoist: int = 0,
     on_step: OnStep | None = None,
     feed: Listener | None = None,
     timeout: float = 600.0,
@@ -96,6 +100,8 @@ def train(
     after each step; `feed(event)`, in a thread of its own, is told spans, memory and losses as they come, and can never
     hold the ranks up (see `pipelab.feed`).
     `evaluation` is what to evaluate on between steps (`Run.evaluations`).
+    `checkpointing` is a policy, or one a stage, of which activations are recomputed (`pipelab.recompute` lists them),
+    and `hoist` puts that forward, as in `lower`.
     `autocast` (torch.bfloat16) lets layers compute in lower precision where that is safe; weights stay as they are.
     A run that is predicted to need more memory than there is does not begin (see `fit`); `memory_limit` is what one
     rank may hold, in bytes, math.inf for no such check.
@@ -144,8 +150,10 @@ def train(
     if zero or mesh.tp > 1:
         check_parts(optimizer, flat=zero, device=device)
     _refuse_machine(transport, device, comm, mesh, clock, link)
+    by_stage = policies_of(model, schedule.stages, checkpointing, at)
     job = Job(
-        model=model, program=lower(schedule, mesh), mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
+        model=model, program=lower(schedule, mesh, checkpointing=by_stage, hoist=hoist), checkpointing=by_stage,
+        hoist=hoist, mesh=mesh, loss=loss, optimizer=optimizer, seed=seed, device=device,
         transport=transport, clock=clock or CLOCKS[transport], link=link, blocking=comm == "blocking", at=at,
         timeout=timeout, watch=watch, fed=feed is not None, evaluation=evaluation, autocast=autocast, clip=clip,
         rate=rate, zero=zero, sequence_parallel=sequence_parallel,

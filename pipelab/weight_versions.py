@@ -153,6 +153,11 @@ class UpdatingStage(Stage):
         self.versions.use(microbatch)
         return super().forward(microbatch, x, step, target, total)
 
+    def recompute(self, microbatch: int) -> None:
+        """R, with the weights of the micro-batch's own forward."""
+        self.versions.use(microbatch)
+        super().recompute(microbatch)
+
     def backward_input(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
         """I, with the weights of the micro-batch's own forward."""
         self.versions.use(microbatch)

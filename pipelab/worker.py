@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipelab.action import MESSAGES, REDUCE, Action, B, Element, F, I, U, W, parts
+from pipelab.action import MESSAGES, REDUCE, Action, B, Element, F, I, R, U, W, parts
 from pipelab.clock import Clock
 from pipelab.collectives import Group, Traffic, Volume, add_traffic, traffic_of
 from pipelab.costs import Link, Network
@@ -164,6 +164,7 @@ class Worker:
             B: self._backward,
             I: self._backward_input,
             W: self._backward_weight,
+            R: self._recompute,
         }
         self._row = [(step, *self._planned(step)) for step in program.rows[rank]]
         self._parameter_bytes = parameter_bytes({stage: own.layers for stage, own in stages.items()}, sums)
@@ -361,6 +362,9 @@ class Worker:
 
     def _backward_weight(self, task: _Task, batch: Microbatches, record: Record) -> None:
         self.stages[task.action.stage].backward_weight(batch.first + task.action.microbatch)
+
+    def _recompute(self, task: _Task, batch: Microbatches, record: Record) -> None:
+        self.stages[task.action.stage].recompute(batch.first + task.action.microbatch)
 
     def _watched(self, stage: Stage, record: Record) -> None:
         if (watch := stage.watch) is not None:

@@ -739,3 +739,27 @@ def test_a_variable_of_torchrun_that_is_no_number_is_refused_in_a_sentence(pipel
         monkeypatch.setenv(variable, value)
     answer = pipelab(*train("--pp", 2, "--transport", "gloo"))
     assert_refused(answer, f"{name}=x", "start it with torchrun, or unset them", status=2)
+
+
+@pytest.mark.parametrize("policy", ["full", "selective", "every-2", "except-last", "full,none"])
+def test_train_recomputes_and_stays_equal_to_the_uncut_model(policy, pipelab, tmp_path):
+    shape = ["--pp", 2, "--checkpointing", policy, "--hoist", 1]
+    answer = pipelab(*train(*shape, "--check", "--json", "--trace", tmp_path / "trace.json")).json
+    assert answer["max_parameter_difference"] == 0 and len(answer["peak_recomputed_bytes"]) == 2
+    kinds = {s.action.kind for s in pl.Trace.from_json((tmp_path / "trace.json").read_text()).spans}
+    assert "R" in kinds and answer["bubble"]["replayed"]["step"] > 0
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--checkpointing", "every-0"], ["--checkpointing", "every-0", "except-last"]),
+        (["--checkpointing", "half"], ["--checkpointing", "'half'", "selective"]),
+        (["--checkpointing", "full,full,full"], ["checkpointing", "2 in all: got 3"]),
+        (["--checkpointing", "full", "--hoist", "-1"], ["--hoist", "'-1'"]),
+        (["--checkpointing", "full", "--balance", "time"], ["--balance", "without recomputation"]),
+        (["--checkpointing", "full", "--layout", "Et*8|t*8H"], ["--layout", "without recomputation"]),
+    ],
+)
+def test_train_refuses_a_checkpointing_that_is_not_there(more, words, pipelab):
+    assert_refused(pipelab(*train("--pp", 2, *more)), *words)

@@ -139,6 +139,13 @@ def test_lab_14_holds_with_two_ranks_and_few_rows(tmp_path):
     assert result.ok, result.error
 
 
+def test_lab_18_holds_with_two_ranks_and_small_blocks(tmp_path):
+    lab = find_labs("18")[0]
+    parameters = {"ranks": 2, "microbatches": 5, "steps": 1, "width": 32, "layers": 4}
+    result = run_lab(lab, tmp_path / lab.name, parameters)
+    assert result.ok, result.error
+
+
 def test_a_check_that_fails_is_reported(tmp_path):
     """Or a green run would mean nothing."""
     notebook = json.loads(find_labs("01")[0].read_text(encoding="utf-8"))
@@ -370,6 +377,23 @@ def test_exercise_14_begins_unsolved_and_can_be_solved(first, second, reached):
     lines = said("14", cells, my_first=first, my_second=second).splitlines()
     assert [n for n in (1, 2) if any(f"target {n}" in line and line.endswith(": reached") for line in lines)] == reached
     assert said("14", cells).count(": reached") == 0
+
+
+@pytest.mark.parametrize(
+    ("policies", "hoist", "reached"),
+    [
+        (["full"] * 4, 0, []),
+        (["full", "full", "none", "none"], 0, [1]),
+        (["full", "full", "none", "none"], 1, [1, 2]),
+        (["none"] * 4, 0, []),
+        (["full"], 0, []),
+    ],
+)
+def test_exercise_18_begins_unsolved_and_can_be_solved(policies, hoist, reached):
+    cells = ["imports", "my-policies", "my-check"]
+    lines = said("18", cells, my_policies=policies, my_hoist=hoist).splitlines()
+    assert [n for n in (1, 2) if any(f"target {n}" in line and line.endswith(": reached") for line in lines)] == reached
+    assert said("18", cells).count(": reached") == 0
 
 
 def split_at_departure(wait, flight):

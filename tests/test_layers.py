@@ -23,7 +23,7 @@ PLAIN = {
     "costs",
 }
 PLAIN |= {"collector", "grid", "rule", "score", "search", "planner", "lower", "engine", "simulate", "trace"}
-PLAIN |= {"explain", "units", "message_order", "flight_recorder", "wait_for", "failure", "feed", "live"}
+PLAIN |= {"explain", "units", "message_order", "recompute", "flight_recorder", "wait_for", "failure", "feed", "live"}
 FACES = {"show", "cli", "labs", "labkit", "bench", "doctor", "__main__"}
 OPTIONAL = {"cloudpickle", "safetensors", "tqdm"}  # only where they are used
 DRAWING = {"plotly", "ipywidgets", "anywidget", "traitlets", "papermill", "nbformat", "nbconvert", "IPython"}

@@ -24,7 +24,7 @@ MESHES = {
     "pp 2, tp 2": (Mesh(pp=2, tp=2), False),
 }
 """By name the mesh, and whether replicas share the optimizer's states."""
-POLICIES = ("none",)
+POLICIES = ("none", "selective", "full")
 MICROBATCHES, ROWS = 8, 4
 
 
@@ -41,8 +41,10 @@ def compare_memory(model: str = "tiny") -> Iterator[dict[str, Any]]:
                 schedule = build(name, mesh.pp, MICROBATCHES, chunks)
                 net = build_model(model)
                 tokens = torch.randint(256, (mesh.dp * MICROBATCHES * ROWS, net.config.context))
-                predicted = predict_memory(net, schedule, (tokens, tokens), mesh, zero=zero).totals
-                tracked = track_memory(net, schedule, (tokens, tokens), mesh, zero=zero)
+                predicted = predict_memory(
+                    net, schedule, (tokens, tokens), mesh, zero=zero, checkpointing=policy
+                ).totals
+                tracked = track_memory(net, schedule, (tokens, tokens), mesh, checkpointing=policy, zero=zero)
                 for rank, member in enumerate(mesh.group("pp", 0)):
                     yield {
                         "schedule": name, "mesh": called, "checkpointing": policy, "rank": rank,
@@ -52,19 +54,28 @@ def compare_memory(model: str = "tiny") -> Iterator[dict[str, Any]]:
 
 
 def track_memory(
-    model: "nn.Sequential", schedule: Schedule, batch: "tuple[Tensor, Tensor]", mesh: Mesh, **options: Any
+    model: "nn.Sequential",
+    schedule: Schedule,
+    batch: "tuple[Tensor, Tensor]",
+    mesh: Mesh,
+    *,
+    checkpointing: str = "none",
+    **options: Any,
 ) -> list[int]:
     """The most bytes that each rank has in use at once, in two real steps."""
     import torch
 
+    from pipelab.checkpointing import policies_of
     from pipelab.loss import cross_entropy
     from pipelab.lower import lower
     from pipelab.optimizer import adamw
     from pipelab.ranks import Job
     from pipelab.virtual_ranks import VirtualRanks
 
+    by_stage = policies_of(model, schedule.stages, checkpointing)
     job = Job(
-        model=model, program=lower(schedule, mesh), mesh=mesh, device=torch.device("cpu"), clock="virtual",
+        model=model, program=lower(schedule, mesh, checkpointing=by_stage), checkpointing=by_stage,
+        mesh=mesh, device=torch.device("cpu"), clock="virtual",
         **{"loss": cross_entropy, "optimizer": adamw, **options},
     )  # fmt: skip
     with VirtualRanks(job) as ranks:

@@ -48,6 +48,11 @@ def count(text: str) -> int:
     return _whole(text, 1, 10**12)
 
 
+def count_or_none(text: str) -> int:
+    """A whole number of at least 0."""
+    return _whole(text, 0, 10**12)
+
+
 def seed(text: str) -> int:
     """A whole number that torch takes as a seed."""
     return _whole(text, 0, 2**63 - 1)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelab.cli.checkpointing import add_checkpointing, recomputed_figures, recomputed_rows, refuse_with_a_cut
 from pipelab.cli.cut import Cut, add_cut, find_cut, memory_limit
 from pipelab.cli.keep import add_keep, asked_saving, asked_start
 from pipelab.cli.parser import (
@@ -81,6 +82,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--clip", type=duration, metavar="NORM", help="largest norm of all gradients together")
     add_cut(command)
     add_keep(command)
+    add_checkpointing(command)
     command.add_argument("--check", action="store_true", help="in float64, compare with the uncut model")
     command.add_argument("--watch", action="store_true", help="note norms, and name the first value that is not finite")
     command.add_argument("--live", action="store_true", help="show the timeline while it grows, on standard error")
@@ -143,6 +145,7 @@ def _refuse_what_is_not_there(options: argparse.Namespace) -> None:
         raise CommandError("--transport nccl moves data between GPUs; add --device cuda, or use --transport gloo")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    refuse_with_a_cut(options)
     if options.bandwidth == 0:
         raise CommandError("--bandwidth must be positive: got 0; leave it out for an unlimited one")
     if options.clip == 0:
@@ -208,6 +211,8 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
             link=Network(hosts, Link(), link) if options.ranks_per_host else link,
             at=None if cut is None else list(cut.predicted.at),
             memory_limit=memory_limit(options) if cut is None else None,
+            checkpointing=options.checkpointing,
+            hoist=options.hoist,
             on_step=on_step,
             feed=LiveText(sys.stderr) if options.live else None,
             watch=options.watch,
@@ -259,6 +264,7 @@ def _figures(options: argparse.Namespace, result: "Run", difference: float | Non
         "peak_activation_bytes": result.memory.peaks,
         "max_parameter_difference": difference,
         **sent,
+        **recomputed_figures(options, result),
         **watched,
         **versions,
     }
@@ -298,6 +304,7 @@ def _summary(result: "Run", difference: float | None, cut: Cut | None) -> list[t
     rows.append(("peak activations", f"{peaks} MiB by rank"))
     totals = " ".join(f"{total / 2**20:.2f}" for total in result.memory.totals)
     rows.append(("peak, all causes", f"{totals} MiB by rank, with parameters, gradients, optimizer and messages"))
+    rows += recomputed_rows(result)
     for axis in ("pp", "tp", "dp", "tie"):
         nbytes = [sum(v.nbytes for (on, _), v in result.sent(rank).items() if on == axis) for rank in range(mesh.size)]
         if any(nbytes):

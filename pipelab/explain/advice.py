@@ -2,14 +2,15 @@
 
 Where the trace cannot tell, something is assumed, and `Change.assumes` says what: that a stage's work is spread evenly
 over its part of the model, that half a micro-batch takes half the time (and its message as long as before), that B
-splits into equal halves I and W at no cost.
+splits into equal halves I and W at no cost, that what is recomputed is recomputed right before its backward.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
-from pipelab.action import Action, B, Element, F, I, W, parts
+from pipelab.action import Action, B, Element, F, I, R, W, parts
 from pipelab.costs import Costs, middle, share
 from pipelab.dependencies import Value
 from pipelab.explain.idle import Replays
@@ -106,14 +107,14 @@ def recut(times: Sequence[Number], stages: int) -> list[Number]:
 
 
 def rows_of(trace: Trace) -> Schedule:
-    """The schedule that a trace ran: its rows and its placement.
+    """The schedule that a trace ran: its rows, without what was recomputed, and its placement.
 
     >>> from pipelab import Costs, build, simulate
     >>> schedule = build("zb-v", ranks=2, microbatches=3)
     >>> rows_of(simulate(schedule, Costs.uniform())) == schedule
     True
     """
-    rows = tuple(tuple(span.action for span in row) for row in trace.compute)
+    rows = tuple(tuple(span.action for span in row if span.action[1] != R) for row in trace.compute)
     home = rank_of(trace)
     actions = [action for row in rows for element in row for action in parts(element)]
     stages, microbatches = (
@@ -125,13 +126,13 @@ def rows_of(trace: Trace) -> Schedule:
 
 
 def read_model(steps: Steps) -> Model:
-    """The work of each stage by F, I and W. Raises ValueError when the trace is not of a whole training step."""
+    """The work of each stage by F, I (with R) and W. Raises ValueError when the trace is not of a whole step."""
     schedule = rows_of(steps.trace)
     if schedule.forward_only or not complete(schedule):
         raise ValueError("the trace does not have a forward and a backward of every stage and micro-batch")
     if len(steps.spans) > MOST_ACTIONS:
         raise ValueError(f"the trace has more than {MOST_ACTIONS} actions")
-    known = _known_times(steps)
+    known, again = _known_times(steps), _recomputing(steps)
     work: dict[str, list[Number]] = {F: [], I: [], W: []}
     for stage in range(schedule.stages):
         forward, whole, half, weight = (known.get((stage, kind)) for kind in (F, B, I, W))
@@ -141,10 +142,19 @@ def read_model(steps: Steps) -> Model:
             half = weight = share(whole, 2)
         if forward is None:
             raise ValueError(f"the trace does not tell how long a forward of stage {stage} takes by itself")
-        for kind, time in ((F, forward), (I, half), (W, weight)):
+        for kind, time in ((F, forward), (I, half + share(again[stage], schedule.microbatches)), (W, weight)):
             work[kind].append(time)
     ranks, microbatches = schedule.ranks, schedule.microbatches
     return Model(ranks, microbatches, schedule.placement.rank_of, work, hop_times(steps))
+
+
+def _recomputing(steps: Steps) -> dict[int, Number]:
+    """The time of all R of each stage."""
+    total: dict[int, Number] = defaultdict(int)
+    for span, time in zip(steps.spans, own_times(steps), strict=True):
+        if isinstance(span.action, Action) and span.action.kind == R:
+            total[span.action.stage] += time
+    return total
 
 
 def _known_times(steps: Steps) -> dict[Value, Number]:
@@ -181,6 +191,7 @@ def _more_microbatches(steps: Steps, steady: Trace, model: Model) -> Iterator[Ch
 def _other_schedules(steps: Steps, steady: Trace, model: Model) -> Iterator[Change]:
     rows = rows_of(steps.trace).rows
     has_split = any(action.kind == I for row in rows for element in row for action in parts(element))
+    recomputes = bool(_recomputing(steps))
     chunks = len(model.rank_of) // model.ranks
     for schedule in _schedules(steps, model, sorted({2, max(chunks, 2)})):
         if schedule.rows == rows or not complete(schedule):
@@ -192,6 +203,7 @@ def _other_schedules(steps: Steps, steady: Trace, model: Model) -> Iterator[Chan
         assumes = ["stages can be cut in equal parts"] * (new > chunks) + [
             "B splits into equal halves at no cost"
         ] * splits
+        assumes += ["what is recomputed is recomputed right before its backward"] * recomputes
         what = schedule.name + f" ({', '.join(needs)})" * bool(needs)
         yield _change(what, steady, trace, 1, " and ".join(assumes))
 

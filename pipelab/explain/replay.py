@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import NamedTuple
 
-from pipelab.action import COMPUTE, Action, parts
-from pipelab.dependencies import GIVES, Value, needs
+from pipelab.action import Action, parts
+from pipelab.dependencies import GIVES, NEEDS, Value, needs
 from pipelab.trace import Number, Span, Trace, plain
 
 ROUNDING = 1e-9
@@ -129,7 +129,7 @@ def _places(spans: Sequence[Span]) -> dict[Action, int]:
 
 def _needs(place: int, spans: Sequence[Span], places: Mapping[Action, int], stages: int) -> tuple[Need, ...]:
     span = spans[place]
-    wanted = [need for action in parts(span.action) if action.kind in COMPUTE for need in needs(action, stages)]
+    wanted = [need for action in parts(span.action) if action.kind in NEEDS for need in needs(action, stages)]
     if span.waiting_for is not None:
         wanted.append(result(span.waiting_for))
     return tuple(

@@ -18,13 +18,14 @@ Point = tuple[Number, Number]
 
 def frontier_chart(
     points: Mapping[str, Point], clock: str, memory: str = "bytes", model: Mapping[str, Point] | Sequence[Point] = (),
-    title: str | None = None,
+    title: str | None = None, relative_to: str | None = None,
 ) -> "Chart":  # fmt: skip
     """Each choice by name as a point; full marks are on the frontier: no other is as small and as short.
 
     `clock` is that of the steps ("simulated", "virtual" or "wall"; in seconds unless simulated), `memory` says what is
     counted, "bytes" or such as "micro-batches". `model` is drawn as a line in the order of memory: what a model
-    predicts. Raises ValueError without a point, or for an unknown clock.
+    predicts. With `relative_to`, the name of a point, both axes are in per cent of that one. Raises ValueError without
+    a point, or for an unknown clock.
 
     >>> frontier_chart({"none": (8, 33), "every 2": (6, 40), "full": (2, 44)}, "simulated", memory="micro-batches")
     <chart: from none to full: 75.0 % less memory, a 33.3 % longer step>
@@ -33,8 +34,13 @@ def frontier_chart(
 
     if not points or clock not in CLOCK_NAMES:
         raise ValueError(f"a frontier needs points and one of the clocks {listed(list(CLOCK_NAMES))}: got {clock!r}")
+    size: float
     size, space = largest_unit([[(0, held)] for held, _ in points.values()]) if memory == "bytes" else (1, memory)
     unit = Unit("", 1) if clock == "simulated" else unit_for(max(step for _, step in points.values()))
+    if relative_to is not None:
+        whole_held, whole_step = points[relative_to]
+        points = {name: (held / whole_held, step / whole_step) for name, (held, step) in points.items()}
+        size, space, unit = 0.01, f"% of {relative_to}", Unit(f"% of {relative_to}", 100)
     best = frontier(points)
     title = title or _finding(points, best)
     lines = [
