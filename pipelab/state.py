@@ -110,6 +110,13 @@ def _refuse_model(state: State, model: nn.Module) -> None:
         if ours[name].dtype != tensor.dtype:
             there, here = (str(each.dtype).removeprefix("torch.") for each in (tensor, ours[name]))
             raise ValueError(f"{name} is {there} in {state.source} and {here} in this model; build it in {there}")
+    for first, *others in names_of([model]).values():
+        for other in others:
+            if not torch.equal(theirs[first], theirs[other]):
+                raise ValueError(
+                    f"{first} and {other} are one parameter in this model and two in {state.source}; build the model"
+                    " that was trained"
+                )
 
 
 def _refuse_optimizer(state: State, model: nn.Module, optimizer: Optimizer) -> None:

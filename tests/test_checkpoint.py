@@ -451,6 +451,12 @@ def test_folders_that_are_none_are_refused(tmp_path):
         Saving(tmp_path / "theirs").prepare(0)
 
 
+def test_two_parameters_are_not_taken_for_one(saved):
+    tied = gpt(dataclasses.replace(CONFIG, tied=True))
+    with pytest.raises(ValueError, match=r"0\.token\.weight and .*vocabulary\.weight are one parameter in this model"):
+        pl.train(tied, batches(), pl.build("1f1b", 2, 4), seed=7, resume=saved)
+
+
 def test_two_runs_are_never_mixed_in_one_folder(saved):
     with pytest.raises(ValueError, match="holds step 3 and this run begins at step 0, which would mix two runs"):
         pl.train(gpt(), batches(), pl.build("1f1b", 2, 4), save=saved)

@@ -321,3 +321,16 @@ def test_no_synchronous_schedule_is_proposed_in_place_of_pipedream():
     said = pl.explain(pl.simulate(pl.build("pipedream", 4, 8), pl.Costs.uniform(hop=1)))
     assert [change.what for change in said.advice] == ["messages that take no time"]
     assert said.notes == ("Other schedules were not tried: none of them trains as pipedream does.",)
+
+
+def test_tensor_shards_that_meet_within_an_action_are_told_apart_from_idle_time():
+    costs = pl.Costs.uniform(F=2, I=2, W=2)
+    plain = pl.simulate(pl.build("gpipe", 2, 2), costs)
+    halves = [span._replace(lane="collective", start=span.end - 1) for span in plain.spans if span.lane == "compute"]
+    shards = Trace(plain.schedule, plain.clock, plain.chunks, (*plain.spans, *halves))
+    found, without = pl.explain(shards), pl.explain(plain)
+    assert found.idle == without.idle and found.makespan == without.makespan
+    idle = sum(sum(causes.values()) for causes in found.idle)
+    assert Fraction(idle, 2 * shards.makespan) == plain.bubble("step") < shards.bubble("step")
+    assert "33.3 % of the step" in str(found) and "33.3 % of the step" in str(without)
+    assert "Of the work of all ranks, 8 are collectives within actions" in str(found)

@@ -505,3 +505,11 @@ def test_idle_time_is_shown_with_the_unit_of_the_clock():
 def test_without_idle_time_there_are_no_bars():
     why = explain(step("gpipe", ranks=1))
     assert not idle_chart(why).data and idle_text(why).split() == ["idle", "all", "rank", "0", "0"]
+
+
+def test_sums_of_gradients_after_all_work_are_within_the_axis():
+    plain = simulate(build("gpipe", 2, 2), Costs.uniform())
+    after = Span(0, "collective", Action.parse("0REDUCE0"), plain.makespan, plain.makespan + 5)
+    trace = Trace(plain.schedule, plain.clock, plain.chunks, (*plain.spans, after))
+    for figure in (timeline(trace), compare([plain, trace])):
+        assert figure.layout.xaxis.range[1] == plain.makespan + 5

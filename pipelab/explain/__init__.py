@@ -14,7 +14,8 @@ away, one after another, always with the same rows:
 `even`, `jitter` what the trace adds to `steady`. A term can be negative, if rarely: unequal stages may happen to suit
 an order.
 
-**Idle time** of a rank is the step, from the first start to the last end of any work, without the rank's own work. It
+**Idle time** of a rank is the step, from the first start to the last end of any work, without the rank's own work. (An
+action counts whole: the collectives of tensor shards within it are work here, and not busy time in `Trace.busy`.) It
 consists of pauses, and each pause has its twin in every replay. Going down the list, a cause is charged with the part
 of the pause that its replay does not have. What is left in the end is called by its place in the rank's row: warm-up
 before its first action, cool-down after its last one, dependency in between, where it waits for a result that

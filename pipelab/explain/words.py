@@ -18,7 +18,7 @@ from pipelab.explain.idle import (
     Pause,
 )
 from pipelab.explain.path import Leg
-from pipelab.trace import Number, Trace, number, plain
+from pipelab.trace import Number, Trace, number, plain, ratio
 from pipelab.units import CLOCK_NAMES, Unit, digits, percent, rank_of, time_unit
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def paragraph(explanation: "Explanation") -> str:
     trace, against = explanation.trace, explanation.against
     unit = time_unit([trace] if against is None else [trace, against])
     said = [] if against is None else [_difference(trace, against, explanation.difference or {}, unit)]
-    said += [_makespan(trace, explanation.makespan, unit), _idle(trace, explanation.idle, unit)]
+    said += [_makespan(trace, explanation.makespan, unit), _meetings(trace, unit), _idle(trace, explanation.idle, unit)]
     said += [_longest(trace, explanation.pauses, unit), _path(explanation.critical_path, unit)]
     said += [_advice(explanation, unit), *explanation.notes]
     return " ".join(filter(None, said))
@@ -111,8 +111,16 @@ def _idle(trace: Trace, idle: Sequence[Mapping[str, Number]], unit: Unit) -> str
         return "No rank is ever idle."
     sums = {cause: plain(sum(causes[cause] for causes in idle)) for cause in CAUSES}
     shown = [f"{unit.text(time)} {OF_CAUSE[cause]}" for cause, time in sums.items() if time > WORTH_SAYING * total]
-    share = percent(trace.bubble("step"))
+    share = percent(ratio(total, trace.ranks * trace.makespan))
     return f"All ranks together are idle for {unit.text(total)}, {share} of the step: {_listed(shown)}."
+
+
+def _meetings(trace: Trace, unit: Unit) -> str:
+    """What of the work is none: `Trace.busy` leaves it out."""
+    inside = plain(sum(span.end - span.start for row in trace.compute for span in row) - sum(trace.busy))
+    if inside <= WORTH_SAYING * trace.makespan:
+        return ""
+    return f"Of the work of all ranks, {unit.text(inside)} are collectives within actions, where tensor shards meet."
 
 
 def _longest(trace: Trace, pauses: Sequence[Pause], unit: Unit) -> str:

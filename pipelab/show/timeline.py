@@ -56,7 +56,7 @@ def timeline(trace: Trace, memory: Sequence[Curve] | None = None, title: str | N
     style(figure, figures)
     rank_axis(figure, trace.ranks, 1)
     figure.update_yaxes(title_text=what, rangemode="tozero", nticks=6, fixedrange=True, row=2, col=1)
-    figure.update_xaxes(range=[0, unit.of(trace.makespan) or 1])
+    figure.update_xaxes(range=[0, unit.of(trace.duration) or 1])  # the last sums of gradients come after all work
     figure.update_xaxes(title_text=axis_title([trace], unit), row=2, col=1)
     figure._still = lambda: steps_svg([trace], [figures], title, unit)
     figure.update_layout(legend2={"x": 1.01, "xanchor": "left", "y": MEMORY / (rows + GAP + MEMORY), "yanchor": "top"})
@@ -107,7 +107,7 @@ def compare(traces: Sequence[Trace], titles: Sequence[str] | None = None) -> "Ch
         rank_axis(figure, trace.ranks, row)
     style(figure)
     figure._still = lambda: steps_svg(traces, captions, title, unit)
-    figure.update_xaxes(range=[0, unit.of(axis.length) or 1])
+    figure.update_xaxes(range=[0, unit.of(max(trace.duration for trace in traces)) or 1])
     figure.update_xaxes(title_text=axis_title(traces, unit), row=len(traces), col=1)
     return figure
 
