@@ -138,6 +138,14 @@ def test_simulate_zb_auto_says_how_far_it_is_from_the_bound(pipelab, chunks, bou
     assert (answer["objective"], answer["lower_bound"], answer["gap"]) == ("span", bound, 0)
 
 
+def test_simulate_zb_auto_hints_at_two_stages_a_rank_where_they_are_shorter(pipelab):
+    asked = ("simulate", "zb-auto", "--ranks", 4, "--microbatches", 8)
+    hint = "within the same limit, two stages a rank (--chunks 2) have a span of 24"
+    assert hint in pipelab(*asked).out
+    for more in (("--chunks", 1), ("--chunks", 2), ("--hop", 20)):
+        assert "within the same limit" not in pipelab(*asked, *more).out
+
+
 def types_of(value: object) -> set[type]:
     inside = value if isinstance(value, list) else value.values() if isinstance(value, dict) else [value]
     return {type(item) for item in inside}

@@ -220,5 +220,5 @@ def _length(known: Known) -> Number:
 PLAYS, REPLAYED, FEWEST = 300, 60_000, 4
 """Replays of one local search: at most so many, and so many actions in all; but none where that makes fewer than 4."""
 
-DIALS = {GLANCE: 1, RULES: 4, BRIEF: 2}
+DIALS = {GLANCE: 1, RULES: 4, BRIEF: 4}
 """How many dials to try where the effort is small."""

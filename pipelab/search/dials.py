@@ -56,7 +56,7 @@ def tried(problem: Problem, level: int, least: Number) -> list[Dial]:
     return list(dict.fromkeys(islice(dials(problem, level, least), most)))
 
 
-FEWEST, DISPATCHED = 4, 100_000
+FEWEST, DISPATCHED = 2, 100_000
 """Dials of one level: so many, or more where all of them together dispatch no more actions than this."""
 
 

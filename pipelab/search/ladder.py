@@ -64,7 +64,7 @@ def shapes(problem: Problem) -> list[Limits]:
     if problem.chunks > 1 or problem.actions > LARGE:
         return []
     ranks = range(problem.ranks)
-    slopes = [Fraction(0), *(SLOPES if problem.actions <= SLOPED else ())]
+    slopes = SLOPES if problem.actions <= SLOPED else SLOPES[:1]
     less = [[slope * rank for rank in ranks] for slope in slopes]
     if problem.actions <= SMALL:
         dips = product(less[:2], ranks, (1, 2))
@@ -83,8 +83,8 @@ Steps = Iterator[tuple[Fraction, ...]]
 SMALL, LARGE = 1000, 50_000
 """Up to so many actions all counts of micro-batches are searched thoroughly; above so many, the main levels only."""
 
-SLOPES, SLOPED = (Fraction(1), Fraction(1, 2), Fraction(2), Fraction(3, 2)), 10_000
-"""By how many micro-batches a rank has less than the rank before, where there are up to so many actions."""
+SLOPES, SLOPED = (Fraction(0), Fraction(1), Fraction(1, 2), Fraction(2), Fraction(3, 2)), 10_000
+"""By how many micro-batches a rank has less than the rank before; above so many actions, always as much."""
 
 LEVELS, GLANCES = 200_000, 300_000
 """Further levels, and uneven limits, are as many as together have so many actions, or a few more."""
