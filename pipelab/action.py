@@ -8,7 +8,7 @@ Lowered programs and traces add messages (`SEND_F RECV_F SEND_B RECV_B`), named 
 recomputes the activations that a forward did not keep, and `U`, the update of a stage's weights, where it comes after
 each micro-batch and not after the step. `REDUCE` sums a stage's
 gradients over its replicas, `GATHER` brings the weights that each has updated to all (in programs the number is 0, in
-traces it counts the buckets).
+traces it counts the buckets), `NORM` sums the square of the gradients over all ranks.
 """
 
 import re
@@ -19,12 +19,14 @@ COMPUTE = (F, B, I, W)
 R = "R"
 WORK = (*COMPUTE, R)
 U = "U"
-REDUCE, GATHER = "REDUCE", "GATHER"
+REDUCE, GATHER, NORM = "REDUCE", "GATHER", "NORM"
 SEND_F, RECV_F, SEND_B, RECV_B, SEND_T, RECV_T = "SEND_F", "RECV_F", "SEND_B", "RECV_B", "SEND_T", "RECV_T"
 MESSAGES = (SEND_F, RECV_F, SEND_B, RECV_B, SEND_T, RECV_T)
 
 _LIKE = re.compile(r"(\d{1,9})([^\W\d]+)(\d{1,9})", re.ASCII)
-_TEXT = re.compile(r"(\d{1,9})(" + "|".join((*MESSAGES, *COMPUTE, R, U, REDUCE, GATHER)) + r")(\d{1,9})", re.ASCII)
+_TEXT = re.compile(
+    r"(\d{1,9})(" + "|".join((*MESSAGES, *COMPUTE, R, U, REDUCE, GATHER, NORM)) + r")(\d{1,9})", re.ASCII
+)
 
 
 class Action(NamedTuple):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from pipelab.action import REDUCE, Action
+from pipelab.action import NORM, REDUCE, Action
 from pipelab.collectives import ALL_REDUCE, Group, Meeting
 from pipelab.data_parallel import Bucket, GradientSum
 from pipelab.optimizer import Optimizer, state_bytes
@@ -67,7 +67,7 @@ class WeightUpdate:
         """Update the weights; gives the collectives that it took."""
         went = list(self._sum_parts())
         if self.clip is not None:
-            self._clip(self.clip)
+            went += ((Action(0, NORM, 0), meeting) for meeting in self._clip(self.clip))
         if self.optimizer is not None:
             for group, base in zip(self.optimizer.param_groups, self._base, strict=True):
                 group["lr"] = base if self.rate is None else base * self.rate(step)
@@ -128,20 +128,22 @@ class WeightUpdate:
             (meeting,) = group.taken()
             yield Action(bucket.stage, REDUCE, bucket.number), meeting
 
-    def _clip(self, most: float) -> None:
+    def _clip(self, most: float) -> list[Meeting]:
         """Scale all gradients so that their norm over the whole model is at most `most`: torch's `clip_grad_norm_`."""
+        meetings: list[Meeting] = []
         squares = [p.grad.double().square().sum() for p in self._counted if p.grad is not None]
         total = torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
         everybody = self.place.seats.get(EVERYBODY)
         if everybody is not None:
             device = self.stepped[0].device if self.stepped else total.device
             total = everybody.finish(everybody.start(ALL_REDUCE, total.view(1).to(device)))[0]
-            everybody.taken()
+            meetings = everybody.taken()
         self.norm = total.sqrt().item()
         scale = min(1.0, most / (self.norm + 1e-6))
         for parameter in self.stepped:
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
+        return meetings
 
 
 def _kinds(place: Place, layers: Mapping[int, nn.Sequential]) -> tuple[set[int], set[int]]:

@@ -468,7 +468,7 @@ def test_two_runs_are_never_mixed_in_one_folder(saved):
 def test_without_a_flush_there_is_nothing_to_save_or_to_go_on_from(tmp_path):
     run = pl.train(gpt(), batches(), pl.build("pipedream", 2, 4), steps=1)
     for more in ({"save": tmp_path / "new"}, {"resume": run}):
-        with pytest.raises(ValueError, match="pipedream has nothing there"):
+        with pytest.raises(ValueError, match="pipedream has nothing between them"):
             pl.train(gpt(), batches(), pl.build("pipedream", 2, 4), **more)
     with pytest.raises(ValueError, match="a run of pipedream cannot go on"):
         pl.reshape(run, schedule=pl.build("1f1b", 2, 4))

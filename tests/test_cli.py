@@ -385,7 +385,7 @@ def test_a_mesh_trains_the_uncut_model_and_tells_the_bytes_of_each_axis(pipelab,
     assert len(answer["pids"]) == len(answer["peak_activation_bytes"]) == len(answer["sent"]) == 8
     assert len(set(answer["pids"])) == (1 if transport == "memory" else 8)
     first = answer["sent"][0]
-    assert set(first) == {"pp", "tp", "dp", "tie"} and set(first["dp"]) >= {"reduce_scatter", "all_gather"}
+    assert set(first) == {"pp", "tp", "dp", "tie", "all"} and set(first["dp"]) >= {"reduce_scatter", "all_gather"}
     assert first["pp"]["send_f"]["times"] == 3 and types_of(first["pp"]["send_f"]["bytes"]) == {int}
 
 

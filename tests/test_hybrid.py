@@ -363,3 +363,11 @@ def test_evaluation_between_steps_is_that_of_the_model_so_far_and_changes_nothin
         expected = [cross_entropy(model(inputs), targets).item() for inputs, targets in held_out]
     assert run.evaluations[-1][1] == pytest.approx(sum(expected) / len(expected), rel=1e-9)
     assert model.training
+
+
+def test_the_sum_for_the_norm_is_counted_and_drawn_too():
+    run = pl.train(model_for(1), batches_for(2, 2), pl.build("1f1b", 2, 2), pl.Mesh(dp=2, pp=2), clip=1.0)
+    assert run.sent(0)["all", "all_reduce"] == Volume(1, 2 * 3 * 8 // 4)  # one float64, once around four ranks and back
+    norms = [span for span in run.trace.spans if span.action.kind == "NORM"]
+    assert [span.rank for span in norms] == [0, 1] and {span.lane for span in norms} == {"collective"}
+    assert pl.Trace.from_json(run.trace.to_json()).spans == run.trace.spans
