@@ -308,7 +308,10 @@ class Ranks(ABC):
         return first_that_differs(worker.sums.group, own)
 
     def state(self, losses: Sequence[float]) -> State | None:
-        """Where training stands after steps of these losses, joined from all ranks; None but in the first process."""
+        """Where training stands after steps of these losses, joined from all ranks; None but in the first process, and
+        where nothing is trained."""
+        if not self.updates:
+            return None
         job, mesh = self.job, self.job.mesh
         mine = [
             part_of(mesh.coordinates(worker.global_rank), [s.layers for s in worker.stages.values()], update)
