@@ -23,7 +23,7 @@ from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import CARRIES, Program, lower
 from pipelab.memory_row import End, Footprints, MemoryRow, works
 from pipelab.mesh import Mesh
-from pipelab.message_order import AHEAD, channels, window
+from pipelab.message_order import AHEAD, RULES, channels, window
 from pipelab.optimizer import Optimizer, adamw
 from pipelab.partition import cut
 from pipelab.recompute import NONE
@@ -186,7 +186,7 @@ def _messages(program: Program, found: Footprints, transport: str) -> list[int]:
         for channel, traffic in channels(program).items():
             size = max(_size(send, found) for send in traffic.sent)
             most[channel.sender] += size * min(width, len(traffic.sent))
-            most[channel.receiver] += size * min(AHEAD + 1, len(traffic.sent))
+            most[channel.receiver] += size * min(AHEAD[RULES[transport]] + 1, len(traffic.sent))
         return most
     spans = simulate_program(program, Costs.uniform()).spans
     sizes = {send: _size(send, found) for traffic in channels(program).values() for send in traffic.sent}

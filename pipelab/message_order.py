@@ -15,13 +15,17 @@ from pipelab.dependencies import T
 from pipelab.lower import CARRIES, RECEIVED_FROM, Program
 from pipelab.schedule import ScheduleError
 
-AHEAD = 2
-"""Receives that a rank posts on each channel before it needs them: one being filled while one is being used."""
+RULES = {"gloo": "tag", "nccl": "issue order"}
+"""How the libraries between processes match a send with its receive."""
+
+AHEAD = {"tag": 8, "issue order": 2}
+"""Receives that a rank posts on each channel before it needs them. Gloo hands a message over at once where its receive
+is posted, and else asks first and wakes a thread on both sides: a short step of GPipe took twice the processor time
+with 2. On a GPU, whose memory is dear, one is being filled while one is being used."""
 
 WINDOW = 8
 """Messages that a rank has under way on a channel before it waits for the oldest to be taken."""
 
-RULES = ("tag", "issue order")
 CALLED = {F: "activations", I: "gradients", T: "tokens"}
 
 
@@ -66,14 +70,15 @@ def channel(program: Program, send: Action) -> Channel:
 
 def check_messages(
     program: Program, rule: str = "tag", *,
-    blocking: bool = False, ahead: int = AHEAD, share: bool = False, most: int | None = None,
+    blocking: bool = False, ahead: int | None = None, share: bool = False, most: int | None = None,
 ) -> None:  # fmt: skip
     """Raise ScheduleError, naming the cycle, if the program's messages cannot all be delivered under a rule.
 
     `rule` is "tag" (gloo) or "issue order" (NCCL). With `blocking` a rank goes on only when its send has been taken, as
-    of a message too large for any buffer. Receives are posted `ahead` of their use. With `share` both directions of a
-    pair of ranks, activations and gradients, use one communicator, as unbatched NCCL messages in PyTorch do. With
-    `most` messages under way on a channel, a rank waits for the oldest of them before it sends there again.
+    of a message too large for any buffer. Receives are posted `ahead` of their use (`AHEAD`, unless said otherwise).
+    With `share` both directions of a pair of ranks, activations and gradients, use one communicator, as unbatched NCCL
+    messages in PyTorch do. With `most` messages under way on a channel, a rank waits for the oldest of them before it
+    sends there again.
 
     >>> from pipelab import build, lower
     >>> program = lower(build("1f1b", ranks=2, microbatches=4))
@@ -82,8 +87,9 @@ def check_messages(
     Traceback (most recent call last):
     pipelab.schedule.ScheduleError: the messages lock up: rank 0 waits at 0SEND_F1 for rank 1 to receive it, ...
     """
-    if rule not in RULES:
-        raise ValueError(f"messages are matched by {' or '.join(map(repr, RULES))}: got {rule!r}")
+    if rule not in AHEAD:
+        raise ValueError(f"messages are matched by {' or '.join(map(repr, AHEAD))}: got {rule!r}")
+    ahead = AHEAD[rule] if ahead is None else ahead
     traffic = channels(program)
     if rule == "issue order":
         crossed = [reason for key, messages in traffic.items() for reason in _crossed(key, messages)]

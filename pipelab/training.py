@@ -24,7 +24,7 @@ from pipelab.launcher import launch, post
 from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import lower
 from pipelab.mesh import Mesh
-from pipelab.message_order import check_messages
+from pipelab.message_order import RULES, check_messages
 from pipelab.optimizer import Optimizer, adamw, check_parts
 from pipelab.partition import cut
 from pipelab.process_rank import ProcessRank
@@ -46,8 +46,6 @@ OnStep = Callable[[int, float], None]
 
 CLOCKS = {"memory": "virtual", "gloo": "virtual", "nccl": "wall"}
 """The transports, and the clock of each unless said otherwise."""
-RULES = {"gloo": "tag", "nccl": "issue order"}
-"""How the libraries between processes match a send with its receive."""
 COMMUNICATION = ("overlapped", "blocking")
 
 NOT_CARRIED_OVER = {"model", "schedule", "mesh", "steps", "at", "resume"}

@@ -20,7 +20,7 @@ from torch import Tensor
 from pipelab.action import Action
 from pipelab.cuda_clock import Moment, Stamps
 from pipelab.lower import Program
-from pipelab.message_order import Channel, channels
+from pipelab.message_order import AHEAD, Channel, channels
 from pipelab.transport import Message
 from pipelab.transport.processes import Layout, Line, Processes, Times
 from pipelab.world import World
@@ -42,6 +42,8 @@ class CudaSlot:
 
 class Nccl(Processes):
     """The transport of one rank on its GPU; `carriers` are the communicators, by channel, `stamps` the GPU's clock."""
+
+    ahead = AHEAD["issue order"]
 
     def __init__(
         self, program: Program, rank: int, groups: dict[Channel, Any], *, carriers: dict[Channel, Any], stamps: Stamps,

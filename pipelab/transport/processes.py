@@ -72,6 +72,8 @@ class Processes:
     has taken it.
     """
 
+    ahead = AHEAD["tag"]
+
     def __init__(
         self, program: Program, rank: int, groups: dict[Channel, Any], *,
         device: torch.device, timeout: float, blocking: bool,
@@ -156,7 +158,7 @@ class Processes:
         return {}
 
     def _post_ahead(self, line: Line) -> None:
-        while line.coming and len(line.posted) < AHEAD:
+        while line.coming and len(line.posted) < self.ahead:
             layout = self._expected(line.coming[0])
             if layout is None:
                 return
