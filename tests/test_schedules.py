@@ -315,3 +315,17 @@ def test_a_number_that_makes_too_many_actions_is_shown_where_it_stands(word):
     (reason,) = refused.value.reasons
     assert reason.startswith(f"rank 1, position 1: {word}: ")
     assert "^" * len(word) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Schedule.from_words("mine", 4, 8, lambda rank: "FB"), r"as Placement.loop\(4\): got 4"),
+        (lambda: Schedule.from_rule("mine", None, 8, "BF"), r"as Placement.loop\(4\): got None"),
+        (lambda: build("inference", 4, 8, groups="x"), "groups must be a whole number of at least 1: got 'x'"),
+        (lambda: build("inference", 4, 8, groups=3), "try microbatches=9"),
+    ],
+)
+def test_what_is_no_placement_and_no_count_is_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

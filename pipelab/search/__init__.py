@@ -82,10 +82,13 @@ def find(
     (27, 24)
     """
     problems = _problems(ranks, microbatches, costs, memory_limit, weight_memory, objective, chunks=chunks)
-    found = [(problem, _with_any_stages(problem)) for problem in problems]
-    problem, best = min(found, key=lambda one: one[0].in_units(one[1].length))
-    schedule = Schedule("zb-auto", problem.placement, microbatches, tuple(map(tuple, best.rows)))
-    return Found(schedule, problem.in_units(best.length), _least(problems))
+    found, least = list[Found](), _least(problems)
+    for problem in problems:
+        if not found or found[-1].length > least:
+            length, rows = _with_any_stages(problem)
+            schedule = Schedule("zb-auto", problem.placement, microbatches, tuple(map(tuple, rows)))
+            found.append(Found(schedule, problem.in_units(length), least))
+    return min(found, key=lambda one: one.length)
 
 
 def lower_bound(
