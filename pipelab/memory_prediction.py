@@ -151,7 +151,8 @@ def _end(
     for bucket, share in zip(packed, shares, strict=True):
         weights[bucket.stage] += share.nbytes
     states, update = optimizer_bytes(optimizer, shares, tile)
-    return End(weights, states, update + sum(share.nbytes for share in shares), largest)
+    sums = sum(share.nbytes for share in shares)
+    return End(weights, states, update + sums, max(largest, sums))
 
 
 def _footprints(stages: Sequence[FakeStage], program: Program, batch: Batch, replicas: int) -> Footprints:

@@ -32,7 +32,8 @@ Footprints = Mapping[tuple[int, int], tuple[Mapping[str, Footprint], Mapping[str
 
 class End(NamedTuple):
     """What a rank holds for its update: the weights of each stage and the optimizer's states, always; `update` while
-    the optimizer steps; and of the sum over replicas the largest piece."""
+    the optimizer steps; and `piece` for the sum over replicas, beside what is given: the largest bucket in a row, or
+    (ZeRO-1) the sums of all shares, for what is given stays until the last replica has come for its part."""
 
     weights: Mapping[int, int]
     states: int

@@ -6,7 +6,7 @@ ones included, and the optimizer's step too: the ranks are virtual, and every on
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelab.mesh import Mesh
 from pipelab.schedule import Schedule
@@ -81,6 +81,10 @@ def track_memory(
     with VirtualRanks(job) as ranks:
         for mailboxes in ranks.mailboxes.values():
             mailboxes.send = partial(_send_a_copy, mailboxes.send)  # type: ignore[method-assign]
+        for worker in ranks.workers:
+            for group in (worker.tp, None if worker.sums is None else worker.sums.group):
+                if group is not None:
+                    group.carrier = _OwnAlone(group.carrier)
         rows = [_Tracked(*pair) for pair in zip(ranks.workers, ranks.updates, strict=True)]
         for step in range(2):
             ranks.step(ranks.split(step, batch))
@@ -110,6 +114,30 @@ class _Tracked:
         held = {tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in there}
         self.peak = max(self.peak, sum(held.values()) + storages.peak)
         return result
+
+
+class _OwnAlone:
+    """As between processes: of a collective a rank has what it gives and what it gets. A thread sees what the others
+    gave, too, which counts for those, and is there the longer the later they come for their part."""
+
+    def __init__(self, carrier: Any) -> None:
+        self.carrier = carrier
+
+    def start(self, *arguments: Any, **options: Any) -> "_Unseen":
+        """See `Carrier.start`."""
+        return _Unseen(self.carrier.start(*arguments, **options))
+
+
+class _Unseen(NamedTuple):
+    arriving: Any
+
+    def wait(self) -> "tuple[Tensor, float]":
+        """See `Arriving.wait`."""
+        from torch.utils._python_dispatch import _disable_current_modes
+
+        with _disable_current_modes():
+            result, all_came = self.arriving.wait()
+        return result.clone(), all_came
 
 
 def _send_a_copy(send: Callable[..., None], step: Any, message: Any) -> None:
