@@ -57,4 +57,5 @@ def test_predicted_memory_is_compared_with_tracked_for_each_rank(monkeypatch, ca
     assert main(["bench", "memory"]) == 0
     title, head, *rows = capsys.readouterr().out.splitlines()
     assert "predicted" in title and head.split()[-1] == "error"
-    assert len(rows) == 2 and all(abs(float(row.split()[-1].rstrip("%"))) < 1 for row in rows)
+    assert len(rows) == 2 * 3  # ranks, and policies of activation checkpointing
+    assert all(abs(float(row.split()[-1].rstrip("%"))) < 1 for row in rows)
