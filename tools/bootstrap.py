@@ -39,6 +39,8 @@ if sys.version_info < (3, 11):
 
 import install
 
+PROMPT = "--ServerApp.kernel_websocket_connection_class=pipelab.show.live.prompt.PromptConnection"
+
 
 def job_commands(job, arguments):
     """What a job runs, each with the Python of .venv; None for a job that does not exist."""
@@ -48,7 +50,7 @@ def job_commands(job, arguments):
         return [[str(install.PYTHON), str(install.ROOT / "tools" / "soak.py")] + arguments]
     notebooks = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=180"]
     commands = {
-        "lab": [["jupyterlab", "labs"]],
+        "lab": [["jupyterlab", PROMPT, "labs"]],
         "run": [["pipelab", "labs", "--html", "--out", "runs"]],
         "test": [["pytest"] + doctests + notebooks + tested],  # one run, so that its last line counts everything
         "check": [["ruff", "format", "--check"], ["ruff", "check"], ["mypy"]],

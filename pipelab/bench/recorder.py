@@ -20,7 +20,7 @@ RANKS, MICROBATCHES = 4, 8
 SCHEDULES = ("1f1b", "zb-h1")
 
 
-def compare_recording(steps: int = 20, model: str = "small", device: str = "cpu") -> Iterator[dict[str, Any]]:
+def compare_recording(steps: int = 40, model: str = "small", device: str = "cpu") -> Iterator[dict[str, Any]]:
     """One row a schedule and recorder: a recorded step's time over that of an unrecorded one, the median and between
     which two values half of the pairs lie."""
     for name in SCHEDULES:
