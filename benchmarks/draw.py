@@ -1,8 +1,9 @@
 """How long until new data is painted? Our timeline beside plotly's, in one Chromium: python benchmarks/draw.py [--json]
 
 In a page: from handing over all-new data until the next frame of the screen is painted (`floor` is that without data).
-In JupyterLab as `make lab` starts it: from a key on a slider, by way of the kernel, until it is painted. Each figure is the best of several and,
-in brackets, the median, in milliseconds; the load of the machine is told with them. Needs playwright and a Chromium.
+In JupyterLab as `make lab` starts it: from a key on a slider, by way of the kernel, until it is painted. Each figure is
+the best of several and, in brackets, the median, in milliseconds; the load of the machine is told with them. Needs
+playwright and a Chromium.
 """
 
 import argparse
