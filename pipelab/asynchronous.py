@@ -10,14 +10,16 @@ from functools import partial
 from torch import Tensor
 
 from pipelab.feed import StepBegun, StepEnded, Tell
+from pipelab.job import Job
 from pipelab.loss import count_targets
 from pipelab.lower import lower
-from pipelab.ranks import Job, Ranks
+from pipelab.microbatches import Microbatches
+from pipelab.ranks import Ranks
+from pipelab.record import Record
 from pipelab.run import Run
 from pipelab.schedule import Schedule
 from pipelab.schedules import GENERATORS, build
 from pipelab.weight_versions import UpdatingStage, Versions
-from pipelab.worker import Microbatches, Record
 
 
 def train_without_flush(

@@ -18,13 +18,13 @@ from pipelab.balance import STATES
 from pipelab.checkpointing import policies_of
 from pipelab.holdings import PARAMETERS
 from pipelab.host import available_memory, free_gpu_memory
+from pipelab.job import Job
 from pipelab.lower import lower
 from pipelab.memory_prediction import Prediction, predict_memory
-from pipelab.ranks import Job
+from pipelab.microbatches import split_batch
 from pipelab.recompute import FULL, NONE
 from pipelab.schedules import build
 from pipelab.units import digits
-from pipelab.worker import split_batch
 from pipelab.world import is_rank
 
 LEAN = ("1f1b", "v-half", "v-min")

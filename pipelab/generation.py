@@ -15,18 +15,19 @@ from torch import Tensor, nn
 
 from pipelab.costs import Costs, Link
 from pipelab.evaluation import in_evaluation_mode
+from pipelab.job import Job, usable_device
 from pipelab.kv_cache import KVCache
 from pipelab.lower import lower
 from pipelab.mesh import Mesh
+from pipelab.microbatches import Microbatches
 from pipelab.models import Block, Embedding, Head
-from pipelab.ranks import Job, usable_device
+from pipelab.record import trace_of
 from pipelab.schedule import Schedule
 from pipelab.schedules import build
 from pipelab.simulate import simulate
 from pipelab.stage import Stage
 from pipelab.trace import Trace
 from pipelab.virtual_ranks import VirtualRanks
-from pipelab.worker import Microbatches, trace_of
 
 
 @dataclass(frozen=True, repr=False)

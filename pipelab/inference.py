@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from pipelab.costs import Link
 from pipelab.evaluation import ForwardStage, in_evaluation_mode
+from pipelab.job import Job, usable_device
 from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import lower
 from pipelab.mesh import Mesh
-from pipelab.ranks import Job, usable_device
 from pipelab.run import Run
+from pipelab.running import run_here
 from pipelab.schedule import Schedule
-from pipelab.training import run_here
 from pipelab.validate import validate
 
 

@@ -27,11 +27,11 @@ from pipelab.message_order import AHEAD, RULES, channels, window
 from pipelab.optimizer import Optimizer, adamw
 from pipelab.partition import cut
 from pipelab.recompute import NONE
+from pipelab.record import parameter_bytes
 from pipelab.schedule import Schedule
 from pipelab.simulate import simulate_program
 from pipelab.stage import Stage
 from pipelab.tensor_parallel import check_tensor_shards, loss_of, shard
-from pipelab.worker import parameter_bytes
 
 Batch = tuple[Tensor, Tensor]
 Kinds = tuple[str, ...]

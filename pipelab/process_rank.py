@@ -20,16 +20,19 @@ from pipelab.collector import collector_at_rest
 from pipelab.cuda_clock import CudaWallClock
 from pipelab.feed import OfStep, Tell, nobody
 from pipelab.flights import landings
+from pipelab.job import Job
 from pipelab.launcher import recorder as recorder_of_a_launch
 from pipelab.lower import peer
+from pipelab.microbatches import Microbatches
 from pipelab.place import Place, all_groups
-from pipelab.ranks import Job, Ranks, Result, state
+from pipelab.ranks import Ranks, Result, state
+from pipelab.record import Record
 from pipelab.tensor_parallel import cut_state, join_state, shard_dims
 from pipelab.trace import Span
 from pipelab.transport.nccl import Nccl, make_carriers
 from pipelab.transport.process_groups import ProcessGroup
 from pipelab.transport.processes import Processes, Times, make_groups
-from pipelab.worker import Microbatches, Record, Worker
+from pipelab.worker import Worker
 from pipelab.world import World
 
 GRACE = 5.0

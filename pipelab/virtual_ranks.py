@@ -17,13 +17,16 @@ from pipelab.collectives import Group
 from pipelab.collector import collector_at_rest
 from pipelab.failure import Fate, RunError, deadlock, describe
 from pipelab.feed import Tell, nobody
+from pipelab.job import Job
+from pipelab.microbatches import Microbatches
 from pipelab.place import Groups, Place, all_groups
-from pipelab.ranks import Job, Ranks, Result, gradients, state
+from pipelab.ranks import Ranks, Result, gradients, state
+from pipelab.record import Record
 from pipelab.tensor_parallel import join_state, shard_dims
 from pipelab.transport import Aborted
 from pipelab.transport.meetings import Meetings, Seat
 from pipelab.transport.memory import Mailboxes
-from pipelab.worker import Microbatches, Record, Worker
+from pipelab.worker import Worker
 
 
 class VirtualRanks(Ranks):
@@ -116,7 +119,7 @@ class VirtualRanks(Ranks):
 
     def collect(self) -> list[list[Record]]:
         """The records; where ranks have copies, the model gets the values and gradients of the first replica's."""
-        if not self.in_place:
+        if not self.job.in_place:
             with torch.no_grad():
                 for stage, layers in enumerate(self.job.slices):
                     self._bring_home(stage, layers)

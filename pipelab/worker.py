@@ -4,91 +4,29 @@ The same program was simulated before; here each step moves real tensors and tak
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipelab.action import MESSAGES, REDUCE, Action, B, Element, F, I, R, U, W, parts
 from pipelab.clock import Clock
-from pipelab.collectives import Group, Traffic, Volume, add_traffic, traffic_of
+from pipelab.collectives import Group, Volume, add_traffic, traffic_of
 from pipelab.costs import Link, Network
 from pipelab.data_parallel import GradientSum
 from pipelab.dependencies import T, gives, needs
 from pipelab.flight_recorder import FlightRecorder
-from pipelab.holdings import Counted, Holdings, Memory, Moment
-from pipelab.loss import count_targets
+from pipelab.holdings import Counted, Moment
 from pipelab.lower import CARRIES, RECEIVED_FROM, Program
 from pipelab.memory import ActivationMeter, Held
-from pipelab.schedule import Schedule
+from pipelab.microbatches import Microbatches
+from pipelab.record import Record, parameter_bytes
 from pipelab.stage import Stage
-from pipelab.trace import Span, Trace
+from pipelab.trace import Span
 from pipelab.transport import Message, Transport
-from pipelab.watch import Finding
 from pipelab.weight_versions import Update, UpdatingStage
 from pipelab.zero import ShardedUpdate
-
-
-@dataclass(frozen=True)
-class Microbatches:
-    """The micro-batches of one step: inputs, targets, and over how many targets the loss of each is a mean.
-
-    That is the number of the whole step's targets, or, where each micro-batch updates the weights, of its own.
-    `on_loss` is told the loss of each micro-batch that has updated the weights, on the rank that knows it. `first` is
-    the number of the first micro-batch in the step: a replica has its share of them.
-    """
-
-    step: int
-    inputs: Sequence[Tensor]
-    targets: Sequence[Tensor]
-    totals: Sequence[int]
-    on_loss: Callable[[int, float], None] | None = None
-    first: int = 0
-
-    @property
-    def targets_in_all(self) -> int:
-        """Number of targets (tokens) of all micro-batches."""
-        return sum(map(count_targets, self.targets))
-
-    def to(self, device: torch.device) -> "Microbatches":
-        """The same on a device."""
-        inputs, targets = ([tensor.to(device) for tensor in tensors] for tensors in (self.inputs, self.targets))
-        return replace(self, inputs=inputs, targets=targets)
-
-    def of_replica(self, replica: int, replicas: int) -> "Microbatches":
-        """One replica's even share of them: the first replica has the first."""
-        if replicas == 1:
-            return self
-        each = len(self.inputs) // replicas
-        own = slice(replica * each, (replica + 1) * each)
-        return replace(
-            self, inputs=self.inputs[own], targets=self.targets[own], totals=self.totals[own], first=replica * each
-        )
-
-
-@dataclass
-class Record:
-    """What one rank did in one step; `counted`, `parameters` (by stage), `optimizer` and `buffers` are what it held."""
-
-    spans: list[Span] = field(default_factory=list)
-    curve: list[tuple[float, int]] = field(default_factory=list)
-    losses: dict[int, float] = field(default_factory=dict)
-    own_losses: dict[tuple[int, int], float] = field(default_factory=dict)
-    updates: list[Update] = field(default_factory=list)
-    norms: dict[Action, float] = field(default_factory=dict)
-    findings: list[Finding] = field(default_factory=list)
-    traffic: Traffic = field(default_factory=dict)
-    gradient_norm: float | None = None
-    counted: Counted = field(default_factory=Counted)
-    parameters: Mapping[int, int] = field(default_factory=dict)
-    optimizer: int = 0
-    buffers: int = 0
-
-    @property
-    def peak(self) -> int:
-        """Most activation bytes held at any moment of the step."""
-        return max((held for _, held in self.curve), default=0)
 
 
 class _Task(NamedTuple):
@@ -383,73 +321,3 @@ class Worker:
     def _from_others(self, task: _Task) -> Tensor | None:
         """What it needs of another stage, if anything; nobody else needs that, so it is let go of here."""
         return None if task.need is None else self._values.pop(task.need)[0]
-
-
-def trace_of(schedule: Schedule, clock: str, records: Sequence[Record]) -> Trace:
-    """The trace of one execution, from what every rank did."""
-    spans = tuple(span for record in records for span in record.spans)
-    return Trace(schedule.name, clock, schedule.placement.chunks_per_rank(), spans)
-
-
-def parameter_bytes(layers: Mapping[int, nn.Module], sums: GradientSum | ShardedUpdate | None = None) -> dict[int, int]:
-    """The weights and buffers of each stage of a rank: what stages share counts for the first.
-
-    With ZeRO-1 the share that the optimizer updates is a copy.
-    """
-    seen: set[int] = set()
-    found = {}
-    for stage, own in layers.items():
-        new = {id(t): t.nbytes for t in (*own.parameters(), *own.buffers()) if id(t) not in seen}
-        seen |= new.keys()
-        shares = (
-            [s.own.nbytes for s in sums.shares if s.bucket.stage == stage] if isinstance(sums, ShardedUpdate) else []
-        )
-        found[stage] = sum(new.values()) + sum(shares)
-    return found
-
-
-def memory_of(steps: Sequence[Sequence[Record]], typical: int, pipelines: Sequence[Sequence[int]]) -> Memory:
-    """The peak of every global rank over all steps, and what it held in a typical one; `curves` of the first pipeline.
-
-    `pipelines` has the global ranks of each.
-    """
-    peaks = tuple(max(records[rank].peak for records in steps) for rank in range(len(steps[0])))
-    curves = tuple(tuple(steps[typical][member].curve) for member in pipelines[0])
-    held = tuple(
-        _holdings(record, max(records[rank].buffers for records in steps), steps[-1][rank].optimizer)
-        for rank, record in enumerate(steps[typical])
-    )
-    return Memory(peaks, curves, held, tuple(map(tuple, pipelines)))
-
-
-def _holdings(record: Record, buffers: int, optimizer: int) -> Holdings:
-    updates = [span for span in record.spans if span.lane == "memory"]
-    return Holdings(
-        spans=tuple(record.spans),
-        counted=record.counted,
-        parameters=record.parameters,
-        versions=tuple((span.end, one.stage, one.held) for span, one in zip(updates, record.updates, strict=True)),
-        optimizer=optimizer,
-        buffers=buffers,
-    )
-
-
-def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int) -> Microbatches:
-    """Cut a batch (inputs, targets) along its first dimension into M micro-batches, as even as it goes.
-
-    Raises ValueError when it is no such pair, or has fewer rows than micro-batches.
-    """
-    if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(t, Tensor) for t in batch)):
-        raise ValueError(f"step {step}: a batch is a pair of tensors (inputs, targets): got {type(batch).__name__}")
-    inputs, targets = batch
-    if len(inputs) != len(targets):
-        raise ValueError(
-            f"step {step}: {len(inputs)} inputs come with {len(targets)} targets; give one target an input"
-        )
-    if len(inputs) < microbatches:
-        raise ValueError(
-            f"step {step}: a batch of {len(inputs)} rows cannot be cut into {microbatches} micro-batches;"
-            " give larger batches or ask for fewer micro-batches"
-        )
-    inputs_of, targets_of = (torch.tensor_split(tensor, microbatches) for tensor in (inputs, targets))
-    return Microbatches(step, inputs_of, targets_of, [count_targets(targets)] * microbatches)

@@ -272,7 +272,7 @@ def test_at_the_end_nothing_is_held(monkeypatch):
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr("pipelab.ranks.ActivationMeter", Seen)
+    monkeypatch.setattr("pipelab.assembly.ActivationMeter", Seen)
     for policy, name in itertools.product(POLICIES, ("1f1b", "zb-v")):
         train(gpt(), batches(1), pl.build(name, 2, 4), checkpointing=policy, hoist=1)
     assert len(made) == 2 * 2 * len(POLICIES) and all(meter.live == 0 for meter in made)

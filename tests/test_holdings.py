@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 import pipelab as pl
-from pipelab import ranks, virtual_ranks
+from pipelab import assembly, virtual_ranks
 from pipelab.holdings import ACTIVATIONS, CAUSES, COMMUNICATION, DEFERRED, GRADIENTS, OPTIMIZER, PARAMETERS, RECOMPUTE
 from pipelab.models import build_model
 from pipelab.transport.memory import Mailboxes
@@ -82,7 +82,7 @@ def compared(monkeypatch):
             rows.append((str(self.at), accounted, self.there.bytes()))
             return moment
 
-    monkeypatch.setattr(ranks, "Worker", Compared)
+    monkeypatch.setattr(assembly, "Worker", Compared)
     monkeypatch.setattr(virtual_ranks, "Mailboxes", Copies)
     return rows
 

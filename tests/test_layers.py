@@ -27,6 +27,7 @@ PLAIN |= {"explain", "units", "message_order", "recompute", "flight_recorder", "
 FACES = {"show", "cli", "labs", "labkit", "bench", "doctor", "__main__"}
 OPTIONAL = {"cloudpickle", "safetensors", "tqdm"}  # only where they are used
 DRAWING = {"plotly", "ipywidgets", "anywidget", "traitlets", "papermill", "nbformat", "nbconvert", "IPython"}
+DRAWING |= {"jupyter_server"}
 
 
 def group(module):

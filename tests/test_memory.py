@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import pipelab as pl
-from pipelab import ranks
+from pipelab import assembly
 from pipelab.holdings import Memory
 from pipelab.memory import ActivationMeter
 from pipelab.models import Block, GPTConfig, build_model
@@ -165,7 +165,7 @@ def meters(monkeypatch):
             super().__init__(*arguments)
             made.append(self)
 
-    monkeypatch.setattr(ranks, "ActivationMeter", Seen)
+    monkeypatch.setattr(assembly, "ActivationMeter", Seen)
     return made
 
 

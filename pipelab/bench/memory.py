@@ -66,10 +66,10 @@ def track_memory(
     import torch
 
     from pipelab.checkpointing import policies_of
+    from pipelab.job import Job
     from pipelab.loss import cross_entropy
     from pipelab.lower import lower
     from pipelab.optimizer import adamw
-    from pipelab.ranks import Job
     from pipelab.virtual_ranks import VirtualRanks
 
     by_stage = policies_of(model, schedule.stages, checkpointing)

@@ -35,12 +35,12 @@ def _ratios(name: str, switch: "Switch", listener: Listener, steps: int, preset:
     from pipelab.costs import Link
     from pipelab.data import Batches, load_text
     from pipelab.feed import Feed, Started, StepBegun
+    from pipelab.job import Job
     from pipelab.loss import cross_entropy
     from pipelab.lower import lower
     from pipelab.mesh import Mesh
     from pipelab.models import build_model
     from pipelab.optimizer import adamw
-    from pipelab.ranks import Job
     from pipelab.schedules import build
     from pipelab.virtual_ranks import VirtualRanks
 

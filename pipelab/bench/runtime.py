@@ -162,10 +162,10 @@ def _job(schedule: Schedule, model: Any, loss: Any) -> Any:
     import torch
 
     from pipelab.costs import Link
+    from pipelab.job import Job
     from pipelab.lower import lower
     from pipelab.mesh import Mesh
     from pipelab.optimizer import adamw
-    from pipelab.ranks import Job
 
     return Job(
         model=model, program=lower(schedule), mesh=Mesh(pp=schedule.ranks), loss=loss, optimizer=adamw, seed=0,
