@@ -103,8 +103,8 @@ class MemoryRow:
         key = stage, microbatch
         if kind == F and not self.program.schedule.flush:
             self._versions[key] = self._updates[stage]
-        if kind in (B, I, W):
-            self._gradients[stage] = max(self._gradients[stage], footprint.gradients)
+        if kind in (B, I, W):  # an I that comes before any W finds none of those that W makes
+            self._gradients[stage] = max(self._gradients[stage], self.found[key][0][kind].gradients)
         cause = DEFERRED if kind in (I, W) else ACTIVATIONS if kind in (F, B) else RECOMPUTE
         others = self._held.pop(key, {}) if cause == RECOMPUTE else {}
         self._held[key] = {**others, cause: footprint.held - sum(others.values())}
