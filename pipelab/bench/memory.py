@@ -81,6 +81,7 @@ def track_memory(
     with VirtualRanks(job) as ranks:
         for mailboxes in ranks.mailboxes.values():
             mailboxes.send = partial(_send_a_copy, mailboxes.send)  # type: ignore[method-assign]
+            mailboxes.receive = partial(_receive_to_count, mailboxes.receive)  # type: ignore[method-assign]
         for worker in ranks.workers:
             for group in (worker.tp, None if worker.sums is None else worker.sums.group):
                 if group is not None:
@@ -138,6 +139,12 @@ class _Unseen(NamedTuple):
         with _disable_current_modes():
             result, all_came = self.arriving.wait()
         return result.clone(), all_came
+
+
+def _receive_to_count(receive: Callable[..., Any], step: Any) -> Any:
+    """What is received is the receiver's, also where none of its operators ever gives it."""
+    message = receive(step)
+    return message._replace(tensor=message.tensor.detach())  # an operator, which the count sees
 
 
 def _send_a_copy(send: Callable[..., None], step: Any, message: Any) -> None:
