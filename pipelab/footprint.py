@@ -240,8 +240,12 @@ def fake_seat(size: int) -> Group:
     return Group("tp", tuple(range(size)), 0, _Alone(size), WallClock(), Link())
 
 
-def optimizer_bytes(optimizer: Optimizer, parameters: list[nn.Parameter], tile: int) -> tuple[int, int]:
-    """What an optimizer keeps for these fake parameters, and what its step takes besides, within `fake_mode`."""
+def optimizer_bytes(optimizer: Optimizer, parameters: list[nn.Parameter], device: str) -> tuple[int, int]:
+    """What an optimizer keeps for these fake parameters, and what its step takes besides, within `fake_mode`.
+
+    One that goes through its parameters in turn needs room for one; one that takes them all together ("foreach",
+    PyTorch's default on a GPU) needs it for all.
+    """
     from torch._subclasses.fake_tensor import DataDependentOutputException
 
     alike: dict[Shape, list[nn.Parameter]] = {}
@@ -250,11 +254,14 @@ def optimizer_bytes(optimizer: Optimizer, parameters: list[nn.Parameter], tile: 
             alike.setdefault(Shape.of(parameter), []).append(parameter)
     if not alike:
         return 0, 0
-    some = [nn.Parameter(shape.empty()) for shape in alike]  # what is kept for a parameter depends on its shape
-    for parameter in some:
-        parameter.grad = Shape.of(parameter).empty()
-    made = optimizer(some)
-    storages = LiveStorages(some, tile)
+    made = _optimizer_of(optimizer, list(alike))  # what is kept for a parameter depends on its shape
+    together = made.defaults.get("foreach")
+    if together or (together is None and device == "cuda" and not made.defaults.get("fused")):
+        made = _optimizer_of(optimizer, [Shape.of(p) for p in parameters if p.requires_grad])
+        for group in made.param_groups:
+            group["foreach"] = True
+    some = [parameter for group in made.param_groups for parameter in group["params"]]
+    storages = LiveStorages(some, TILE[device])
     with storages:
         for _ in range(2):  # the first step makes the states
             before = storages.live
@@ -263,11 +270,15 @@ def optimizer_bytes(optimizer: Optimizer, parameters: list[nn.Parameter], tile: 
                 made.step()
             except DataDependentOutputException:
                 break  # it looks at a number; by then it has made its states
-    kept = sum(
-        len(alike[Shape.of(one)]) * sum(value.nbytes for value in made.state[one].values() if isinstance(value, Tensor))
-        for one in some
-    )
-    return kept, storages.peak - before
+    kept = {Shape.of(p): sum(v.nbytes for v in made.state[p].values() if isinstance(v, Tensor)) for p in some}
+    return sum(len(those) * kept[shape] for shape, those in alike.items()), storages.peak - before
+
+
+def _optimizer_of(optimizer: Optimizer, shapes: Sequence[Shape]) -> torch.optim.Optimizer:
+    some = [nn.Parameter(shape.empty()) for shape in shapes]
+    for parameter in some:
+        parameter.grad = torch.empty_like(parameter)
+    return optimizer(some)
 
 
 def _share(loss: Loss, output: Tensor, target: Tensor, total: int) -> Tensor:

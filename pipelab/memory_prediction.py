@@ -121,7 +121,7 @@ def predict_memory(
                 for stage, layers in enumerate(slices)
             ]  # fmt: skip
             found = _footprints(stages, program, batch, mesh.dp)
-            ends = [_end(stages, program, rank, mesh.dp, optimizer, zero) for rank in range(schedule.ranks)]
+            ends = [_end(stages, program, rank, mesh.dp, optimizer, zero, device) for rank in range(schedule.ranks)]
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
             raise ValueError(f"the memory of this model cannot be predicted without running it ({what})") from error
@@ -135,22 +135,23 @@ def predict_memory(
 
 
 def _end(
-    stages: Sequence[FakeStage], program: Program, rank: int, replicas: int, optimizer: Optimizer, zero: bool
-) -> End:
+    stages: Sequence[FakeStage], program: Program, rank: int, replicas: int, optimizer: Optimizer, zero: bool,
+    device: str,
+) -> End:  # fmt: skip
     """What a rank's update takes; with ZeRO-1 it has copies of its share of the weights, and works on those."""
     own = {stage: stages[stage].stage.layers for stage in program.placement.stages_on(rank)}
     parameters = list({id(p): p for layers in own.values() for p in layers.parameters()}.values())
-    weights, tile = parameter_bytes(own), stages[0].tile
+    weights = parameter_bytes(own)
     packed = [b for stage, layers in own.items() for b in buckets(stage, layers.parameters())] if replicas > 1 else []
     largest = max((sum(p.nbytes for p in bucket.parameters) for bucket in packed), default=0)
     if not zero:
-        states, update = optimizer_bytes(optimizer, parameters, tile)
+        states, update = optimizer_bytes(optimizer, parameters, device)
         return End(weights, states, update, largest)
     sizes = [(-(-sum(p.numel() for p in b.parameters) // replicas), b.parameters[0].dtype) for b in packed]
     shares = [nn.Parameter(Shape((size,), dtype).empty()) for size, dtype in sizes]
     for bucket, share in zip(packed, shares, strict=True):
         weights[bucket.stage] += share.nbytes
-    states, update = optimizer_bytes(optimizer, shares, tile)
+    states, update = optimizer_bytes(optimizer, shares, device)
     sums = sum(share.nbytes for share in shares)
     return End(weights, states, update + sums, max(largest, sums))
 
