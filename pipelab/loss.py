@@ -14,6 +14,9 @@ from torch.nn import functional
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(output, target) -> mean over the targets, as PyTorch's own loss functions give it."""
 
+Count = Callable[[Tensor], int]
+"""How many targets there are in a tensor of them."""
+
 IGNORED = -100
 """The class index that `torch.nn.functional.cross_entropy` leaves out."""
 
@@ -38,17 +41,15 @@ def count_targets(targets: Tensor) -> int:
     return targets.numel() if targets.is_floating_point() else int((targets != IGNORED).sum())
 
 
-def weighted_loss(loss: Loss, output: Tensor, target: Tensor, total: int) -> Tensor:
+def weighted_loss(loss: Loss, output: Tensor, target: Tensor, total: int, count: Count = count_targets) -> Tensor:
     """The share of one micro-batch in the loss of a step with `total` targets; zero where it has no target."""
-    count = count_targets(target)
-    if count == 0:
-        return output.sum() * 0
-    return loss(output, target) * (count / max(total, 1))
+    share = share_of(target, total, count)
+    return loss(output, target) * share if share else output.sum() * 0
 
 
-def share_of(target: Tensor, total: int) -> float:
+def share_of(target: Tensor, total: int, count: Count = count_targets) -> float:
     """The share of a micro-batch with these targets in a step with `total` of them."""
-    return count_targets(target) / max(total, 1)
+    return count(target) / max(total, 1)
 
 
 class _Collected(threading.local):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from pipelab.checkpointing import Checkpointing
-from pipelab.loss import Loss, auxiliary_losses, share_of, weighted_loss
+from pipelab.loss import Count, Loss, auxiliary_losses, count_targets, share_of, weighted_loss
 from pipelab.memory import ActivationMeter, Held
 from pipelab.randomness import Randomness
 from pipelab.split_backward import DeferredWeights, Waiting, pay
@@ -51,10 +51,10 @@ class Stage:
         self.randomness = randomness
         self.meter = meter
         self.watch = watch
-        self.share = weighted_loss
+        self.count: Count = count_targets
         self.checkpointing = checkpointing
         self.deferred = DeferredWeights(layers, meter) if split else None
-        self.own_losses: dict[int, float] = {}
+        self.own_losses: dict[int, Tensor] = {}
         """The auxiliary losses of this stage's layers, by micro-batch, until somebody takes them."""
         self._kept: dict[int, _Kept] = {}
 
@@ -90,7 +90,7 @@ class Stage:
             y = self._run_layers(x, step, microbatch)
             if self.loss is not None:
                 assert target is not None
-                y = self.share(self.loss, y, target, total)
+                y = weighted_loss(self.loss, y, target, total, self.count)
             if more:
                 assert target is not None
                 if getattr(self.layers, "sequence_parallel", False):
@@ -98,11 +98,11 @@ class Stage:
                         "an auxiliary loss is a mean over all tokens, and under sequence parallelism a rank has a part"
                         " of them; train without it"
                     )
-                own_loss = torch.stack(more).sum() * share_of(target, total)
+                own_loss = torch.stack(more).sum() * share_of(target, total, self.count)
                 if self.loss is not None:
                     y = y + own_loss
                 else:
-                    kept.own_loss, self.own_losses[microbatch] = own_loss, own_loss.item()
+                    kept.own_loss, self.own_losses[microbatch] = own_loss, own_loss.detach()
         if y.requires_grad:
             # The edge alone keeps the graph, so that the output's memory is free once it has been sent.
             kept.end = y if self.loss is not None else get_gradient_edge(y)

@@ -284,7 +284,7 @@ class Worker:
             target = target.clone()
         y = stage.forward(number, x, batch.step, target, total)
         if stage.own_losses:
-            record.own_losses[task.action.stage, number] = stage.own_losses.pop(number)
+            record.own_losses[task.action.stage, number] = stage.own_losses.pop(number).item()
         if stage.loss is None:
             return y
         record.losses[number] = y.item()

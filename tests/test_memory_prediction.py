@@ -9,6 +9,7 @@ from torch import nn
 import pipelab as pl
 from pipelab.bench.memory import track_memory
 from pipelab.holdings import COMMUNICATION, DEFERRED, GRADIENTS, OPTIMIZER, PARAMETERS
+from pipelab.loss import auxiliary
 from pipelab.memory_prediction import predict_memory
 from pipelab.mesh import Mesh
 from pipelab.models import Block, GPTConfig, build_model
@@ -75,6 +76,23 @@ def test_an_optimizer_that_takes_all_parameters_together_needs_room_for_all_of_t
     assert min(totals[True]) > 1.05 * max(totals[False])
     default = predict_memory(model, build("1f1b"), few, device="cuda").totals
     assert default == pytest.approx(totals[True], rel=0.02), "PyTorch's default there, in tiles of 512 bytes"
+
+
+class Even(nn.Module):
+    """Has a loss of its own, which looks at its very output."""
+
+    def forward(self, x):
+        auxiliary(0.01 * x.square().mean())
+        return x
+
+
+@pytest.mark.parametrize("name", ["1f1b", "zb-h1"])
+def test_losses_of_inner_layers_are_predicted_as_part_of_their_stages(name):
+    layers = [layer for block in build_model("tiny", layers=6) for layer in (block, Even())]
+    model, schedule = nn.Sequential(*layers), build(name)
+    held = predict_memory(model, schedule, TOKENS)
+    assert held.totals == pytest.approx(track_memory(model, schedule, TOKENS, Mesh(pp=2)), rel=0.02)
+    assert held.activations == pytest.approx(pl.train(model, [TOKENS], schedule).memory.peaks, rel=0.001)
 
 
 @pytest.mark.parametrize(("rows", "optimizer"), [(4, SGD), (7, torch.optim.Adagrad)])
