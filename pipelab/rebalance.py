@@ -12,6 +12,9 @@ from pipelab.profile import Profile
 from pipelab.run import Run
 from pipelab.simulate import simulate
 
+LEAST = 0.01
+"""The least gain that is worth a move: two runs of one cut differ by more."""
+
 
 @dataclass(frozen=True)
 class Move:
@@ -48,7 +51,7 @@ class Move:
 
 
 def suggest_move(run: Run, profile: Profile) -> Move | None:
-    """The move of one layer across one cut that shortens the step most; None if no such move does.
+    """The move of one layer across one cut that shortens the step most; None where that is less than one per cent.
 
     `profile` is that of the run's model, for micro-batches of the same size. Messages take what they took in the run.
     Raises ValueError for the profile of another model.
@@ -69,7 +72,7 @@ def suggest_move(run: Run, profile: Profile) -> Move | None:
         for layer, source, target, at in _moves(run.at, len(profile))
     ]
     best = min(moves, key=lambda move: move.after, default=None)
-    return best if best is not None and best.after < before else None
+    return best if best is not None and best.change < -LEAST else None
 
 
 def _moves(at: tuple[int, ...], layers: int) -> Iterator[tuple[int, int, int, tuple[int, ...]]]:
