@@ -26,6 +26,9 @@ from pipelab.schedule import Schedule
 from pipelab.simulate import simulate
 
 POLICIES = ("uniform", "parameters", "time", "memory", "optimal")
+SEARCHED = ("memory", "optimal")
+Held = Callable[[Cut], Sequence[int]]
+"""The bytes that each rank holds with a cut."""
 STATES = 4
 """Copies of each parameter that a rank holds under AdamW: the parameter, its gradient and two moments."""
 EFFORT = 200_000  # bounds that a search may look at, some seconds; to simulate two actions takes as long as one bound
@@ -60,9 +63,12 @@ class Balance:
 
 def balance(
     policy: str, profile: Profile, schedule: Schedule, *,
-    link: Link = Link(), limit: float = inf,  # noqa: B008 (a frozen value)
+    link: Link = Link(), limit: float = inf, held: Held | None = None,  # noqa: B008 (a frozen value)
 ) -> Balance:  # fmt: skip
     """Cut the model of this profile for this schedule by one of `POLICIES`; `limit` is the bytes that a rank may hold.
+
+    A search adds up layers, which leaves out what an action makes and drops, and all other axes of a mesh. `held` says
+    what a cut holds indeed, as `predict_memory` does: then that is bounded and told, and the sums are lowered to it.
 
     Raises ValueError for another policy, for fewer layers than stages, and where the limit cannot be kept.
 
@@ -80,18 +86,22 @@ def balance(
         raise ValueError(
             f"a model of {len(profile)} layers cannot fill {schedule.stages} stages; use at most {len(profile)}"
         )
-    plan = _Plan(profile, schedule, link, limit)
-    if policy in ("memory", "optimal"):
-        return plan.within_limit(plan.leanest() if policy == "memory" else plan.fastest())
-    weights = {"uniform": (1,) * len(profile), "parameters": profile.parameters, "time": plan.work}[policy]
-    return plan.within_limit(plan.of(policy, balanced_boundaries(weights, schedule.stages)))
+    plan = _Plan(profile, schedule, link, limit if held is None else inf)
+    found = plan.by(policy)
+    if held is None:
+        return _within(found, limit)
+    told = replace(found, bytes=tuple(held(found.at)))
+    while policy in SEARCHED and max(told.bytes) > limit and max(found.bytes) <= plan.limit:
+        plan = _Plan(profile, schedule, link, max(found.bytes) - (max(told.bytes) - limit))
+        found = plan.by(policy)
+        told = replace(found, bytes=tuple(held(found.at)))
+    return _within(told, limit)
 
 
 def predict(
-    name: str, at: Cut, profile: Profile, schedule: Schedule, *,
-    link: Link = Link(), limit: float = inf,  # noqa: B008 (a frozen value)
+    name: str, at: Cut, profile: Profile, schedule: Schedule, *, link: Link = Link(),  # noqa: B008 (a frozen value)
 ) -> Balance:  # fmt: skip
-    """What a cut of one's own takes, under a name for it. Raises ValueError where it holds more than `limit` bytes.
+    """What a cut of one's own takes, under a name for it.
 
     >>> from pipelab import build
     >>> ones = (1.0,) * 6
@@ -99,8 +109,19 @@ def predict(
     >>> predict("mine", (1,), layers, build("gpipe", ranks=2, microbatches=1)).step
     12.0
     """
-    plan = _Plan(profile, schedule, link, limit)
-    return plan.within_limit(plan.of(name, at))
+    return _Plan(profile, schedule, link, inf).of(name, at)
+
+
+def _within(result: Balance, limit: float) -> Balance:
+    """The same, or ValueError where a rank would hold too much."""
+    most = max(result.bytes)
+    if most > limit:
+        needs = f"rank {result.bytes.index(most)} would hold {most / 2**20:.2f} MiB of {limit / 2**20:.2f}"
+        remedy = "balance by memory or optimal, or allow more"
+        if result.policy in SEARCHED:
+            remedy = "allow more, or take more ranks, smaller micro-batches or a schedule with fewer in flight"
+        raise ValueError(f"the cut by {result.policy} does not fit: {needs}; {remedy}")
+    return result
 
 
 class _Plan:
@@ -131,16 +152,12 @@ class _Plan:
         """What this cut takes."""
         return Balance(policy, at, self.step(at), self.bytes(at))
 
-    def within_limit(self, result: Balance) -> Balance:
-        """The same, or ValueError where a rank would hold too much."""
-        most = max(result.bytes)
-        if most > self.limit:
-            needs = f"rank {result.bytes.index(most)} would hold {most / 2**20:.2f} MiB of {self.limit / 2**20:.2f}"
-            remedy = "balance by memory or optimal, or allow more"
-            if result.policy in ("memory", "optimal"):
-                remedy = "allow more, or take more ranks, smaller micro-batches or a schedule with fewer in flight"
-            raise ValueError(f"the cut by {result.policy} does not fit: {needs}; {remedy}")
-        return result
+    def by(self, policy: str) -> Balance:
+        """The cut by this policy; one that searches keeps to the limit, or gives the leanest."""
+        if policy in SEARCHED:
+            return self.leanest() if policy == "memory" else self.fastest()
+        weights = {"uniform": [1] * len(self.profile), "parameters": self.profile.parameters, "time": self.work}[policy]
+        return self.of(policy, balanced_boundaries(weights, self.stages))
 
     def step(self, at: Cut) -> float:
         """The simulated makespan."""

@@ -88,6 +88,24 @@ def test_a_limit_that_cannot_be_kept_is_refused_with_the_remedy(policy):
         balance(policy, HEAVY_HEAD, pl.build("1f1b", 2, 4), limit=100)
 
 
+def test_what_a_cut_holds_indeed_is_what_the_limit_bounds():
+    schedule = pl.build("1f1b", 3, 6)
+
+    def held(at):
+        return [size + 2000 + 100 * rank for rank, size in enumerate(predict("any", at, HEAVY_HEAD, schedule).bytes)]
+
+    every = {
+        at: (max(held(at)), predict("any", at, HEAVY_HEAD, schedule).step) for at in all_cuts(HEAVY_HEAD, schedule)
+    }
+    for limit in sorted({most for most, _ in every.values()}):
+        found = balance("optimal", HEAVY_HEAD, schedule, limit=limit, held=held)
+        assert max(found.bytes) == every[found.at][0] <= limit
+        assert found.step <= 1.05 * min(step for most, step in every.values() if most <= limit)
+    for policy in POLICIES:
+        with pytest.raises(ValueError, match=r"rank \d would hold"):
+            balance(policy, HEAVY_HEAD, schedule, limit=min(most for most, _ in every.values()) - 1, held=held)
+
+
 def test_the_simple_policies_look_at_what_they_are_called_after():
     schedule = pl.build("1f1b", 2, 4)
     assert balance("uniform", HEAVY_HEAD, schedule).at == (4,)

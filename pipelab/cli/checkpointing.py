@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from pipelab.cli.parser import CommandError, count_or_none
+from pipelab.cli.parser import count_or_none
 from pipelab.recompute import NONE, WORDS, check_policy
 
 if TYPE_CHECKING:
@@ -19,13 +19,6 @@ def add_checkpointing(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--hoist", type=count_or_none, default=0, metavar="N", help="put R before the N-th wait in front of it (0)"
     )
-
-
-def refuse_with_a_cut(options: argparse.Namespace) -> None:
-    """Raise CommandError where a step would be predicted that knows nothing of R."""
-    option = "--balance" if options.balance else "--layout" if options.layout else None
-    if option and options.checkpointing != NONE:
-        raise CommandError(f"{option} predicts a step without recomputation; leave it or --checkpointing out")
 
 
 def recomputed_figures(options: argparse.Namespace, run: "Run") -> dict[str, Any]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelab.cli.checkpointing import add_checkpointing, refuse_with_a_cut
+from pipelab.cli.checkpointing import add_checkpointing
 from pipelab.cli.cut import Cut, add_cut, find_cut, memory_limit
 from pipelab.cli.keep import add_keep, asked_saving, asked_start
 from pipelab.cli.parser import (
@@ -143,7 +143,6 @@ def _refuse_what_is_not_there(options: argparse.Namespace) -> None:
         raise CommandError("--transport nccl moves data between GPUs; add --device cuda, or use --transport gloo")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device cuda: torch sees no CUDA device here; use --device cpu")
-    refuse_with_a_cut(options)
     if options.bandwidth == 0:
         raise CommandError("--bandwidth must be positive: got 0; leave it out for an unlimited one")
     if options.clip == 0:
@@ -185,7 +184,7 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
     )
     mesh = Mesh(dp=options.dp, pp=options.pp, tp=options.tp)
     link = Link(float(options.latency), float(options.bandwidth or "inf"))
-    cut = find_cut(options, model, tuple(tensor[: batches.rows] for tensor in batches[0]), schedule, link)
+    cut = find_cut(options, model, batches, schedule, mesh, link, autocast)
     hosts = tuple(rank // (options.ranks_per_host or mesh.size) for rank in range(mesh.size))
     quiet = is_rank() and os.environ["RANK"] != "0"
     with tqdm(
@@ -208,7 +207,7 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
             comm=options.comm,
             link=Network(hosts, Link(), link) if options.ranks_per_host else link,
             at=None if cut is None else list(cut.predicted.at),
-            memory_limit=memory_limit(options) if cut is None else None,
+            memory_limit=memory_limit(options),
             checkpointing=options.checkpointing,
             hoist=options.hoist,
             on_step=on_step,
