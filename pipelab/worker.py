@@ -161,7 +161,7 @@ class Worker:
         known = self._counted.get(shapes)
         now = _Progress(batch, record, None if known is None else iter(known.moments))
         self.meter.counting = known is None
-        record.counted = known or Counted()
+        record.counted = Counted(sent={} if known is None else known.sent)
         for step, perform, plan in self._row:
             self.at = step
             perform(plan, now)
@@ -182,7 +182,10 @@ class Worker:
             if output is not None and task.gives is not None:
                 self._values[task.gives] = output, task.action, self.meter.hold(output) if task.stays else None
         del outputs
-        moment = self._count(record.counted) if now.known is None else next(now.known)
+        moment = self._count() if now.known is None else next(now.known)
+        if self.meter.allocator is not None:  # asked in every step: in the first the optimizer has no states yet
+            moment = moment._replace(device=self.meter.allocator.read())
+        record.counted.moments.append(moment)
         if self.recording:
             record.spans.append(Span(self.rank, "compute", element, start, end, now.waited))
             record.curve += ((start, moment.peak), (end, moment.live))
@@ -194,21 +197,18 @@ class Worker:
         self.meter.owner = task.action
         return task.compute(task, batch, record)
 
-    def _count(self, counted: Counted) -> Moment:
+    def _count(self) -> Moment:
         """What is held now that an action has ended."""
         staying = [t for value, (t, _, held) in self._values.items() if held is None and value[:2] not in self._sent]
         grads = {id(p): p.grad.nbytes for s in self.stages.values() for p in s.parameters if p.grad is not None}
-        moment = Moment(
+        return Moment(
             peak=self.meter.restart_peak(),
             live=self.meter.live,
             changes=self.meter.changed(),
             gradients=sum(grads.values()),
             staying=sum(map(self.meter.unheld, staying)),
             reducing=0 if self.sums is None else self.sums.under_way,
-            device=None if self.meter.allocator is None else self.meter.allocator.read(),
         )
-        counted.moments.append(moment)
-        return moment
 
     def _note_meetings(self, tp: Group, element: Element, record: Record) -> None:
         """The collectives in the midst of an action are named after it."""

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 import pipelab as pl
 from pipelab import assembly, virtual_ranks
+from pipelab.cuda_memory import Reading
 from pipelab.holdings import ACTIVATIONS, CAUSES, COMMUNICATION, DEFERRED, GRADIENTS, OPTIMIZER, PARAMETERS, RECOMPUTE
 from pipelab.models import build_model
 from pipelab.transport.memory import Mailboxes
@@ -73,8 +74,8 @@ def compared(monkeypatch):
             with self.there:
                 super()._execute(batch, record)
 
-        def _count(self, counted):
-            moment = super()._count(counted)
+        def _count(self):
+            moment = super()._count()
             leaving = [t for v, (t, _, held) in self._values.items() if held is None and v[:2] in self._sent]
             losses = [kept.end for stage in self.stages.values() for kept in stage._kept.values()]
             accounted = moment.live + moment.gradients + moment.staying + sum(map(self.meter.unheld, leaving))
@@ -171,3 +172,25 @@ def test_over_processes_the_causes_are_the_same_and_messages_are_buffers():
         here, there = ours.peaks_by_cause(rank), theirs.peaks_by_cause(rank)
         assert {**here, COMMUNICATION: 0} == {**there, COMMUNICATION: 0}
         assert there[COMMUNICATION] % (2 * 16 * 32 * 4 + 16) == 0 < there[COMMUNICATION]
+
+
+def test_an_allocator_is_asked_after_every_action_of_every_step(monkeypatch):
+    class Counter:
+        """In place of a GPU's allocator: says how often it was asked before."""
+
+        def __init__(self):
+            self.asked = 0
+
+        def read(self):
+            self.asked += 1
+            return Reading(self.asked, self.asked, self.asked)
+
+    class Meter(assembly.ActivationMeter):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.allocator = Counter()
+
+    monkeypatch.setattr(assembly, "ActivationMeter", Meter)
+    readings = trained("1f1b", steps=1).memory.readings
+    for rank in readings:  # eight actions in the warm-up, eight in the step
+        assert [reading.allocated for _, reading in rank] == list(range(9, 17))
