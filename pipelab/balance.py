@@ -20,7 +20,7 @@ from math import inf
 from pipelab.action import B, F, I, W, parts
 from pipelab.costs import Link
 from pipelab.cut_search import Cut, Found, best_cut, bottleneck
-from pipelab.partition import balanced_boundaries
+from pipelab.partition import balanced_boundaries, check_boundaries
 from pipelab.profile import Profile
 from pipelab.schedule import Schedule
 from pipelab.simulate import simulate
@@ -80,6 +80,8 @@ def balance(
     >>> balance("memory", layers, build("1f1b", ranks=2, microbatches=4)).at  # rank 0 keeps two micro-batches
     (2,)
     """
+    if not limit > 0:
+        raise ValueError(f"limit is the bytes that a rank may hold, and positive: got {limit:g}; leave it out for none")
     if policy not in POLICIES:
         raise ValueError(f"a model is balanced by {', '.join(POLICIES)}: got {policy!r}")
     if schedule.stages > len(profile):
@@ -101,7 +103,7 @@ def balance(
 def predict(
     name: str, at: Cut, profile: Profile, schedule: Schedule, *, link: Link = Link(),  # noqa: B008 (a frozen value)
 ) -> Balance:  # fmt: skip
-    """What a cut of one's own takes, under a name for it.
+    """What a cut of one's own takes, under a name for it. Raises ValueError where it is no cut of these layers.
 
     >>> from pipelab import build
     >>> ones = (1.0,) * 6
@@ -109,6 +111,7 @@ def predict(
     >>> predict("mine", (1,), layers, build("gpipe", ranks=2, microbatches=1)).step
     12.0
     """
+    at = check_boundaries(at, schedule.stages, len(profile))
     return _Plan(profile, schedule, link, inf).of(name, at)
 
 

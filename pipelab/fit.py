@@ -21,7 +21,7 @@ from pipelab.host import available_memory, free_gpu_memory
 from pipelab.job import Job
 from pipelab.lower import lower
 from pipelab.memory_prediction import Prediction, predict_memory
-from pipelab.microbatches import split_batch
+from pipelab.microbatches import cut_batch
 from pipelab.recompute import FULL, NONE
 from pipelab.schedules import build
 from pipelab.units import digits
@@ -41,7 +41,7 @@ def check_fit(job: Job, batch: Batch, limit: float | None = None) -> None:
     that share it; then nothing is predicted where a rough guess says that there is plenty, and a model that cannot be
     predicted passes.
     """
-    split_batch(0, batch, job.mesh.dp * job.program.schedule.microbatches)  # refuses what is no batch of a step
+    cut_batch(0, batch, job.mesh.dp * job.program.schedule.microbatches)  # refuses what is no batch of a step
     room: _Limit | _Machine | None
     if limit is not None:
         if not limit > 0:

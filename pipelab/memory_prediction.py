@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipelab.action import Action, B, F, I, W, parts
 from pipelab.checkpointing import Checkpointing, block_names, policies_of
-from pipelab.costs import Costs
+from pipelab.costs import Costs, Link
 from pipelab.data_parallel import buckets
 from pipelab.footprint import TILE, FakeStage, Footprint, Shape, copies, fake_mode, fake_seat, optimizer_bytes
 from pipelab.holdings import flights, steps
@@ -24,14 +24,17 @@ from pipelab.lower import CARRIES, Program, lower
 from pipelab.memory_row import End, Footprints, MemoryRow, works
 from pipelab.mesh import Mesh
 from pipelab.message_order import AHEAD, RULES, channels, window
+from pipelab.microbatches import cut_batch
 from pipelab.optimizer import Optimizer, adamw
 from pipelab.partition import cut
 from pipelab.recompute import NONE
 from pipelab.record import parameter_bytes
+from pipelab.refusals import CLOCKS, refuse_mesh, refuse_update
 from pipelab.schedule import Schedule
 from pipelab.simulate import simulate_program
 from pipelab.stage import Stage
 from pipelab.tensor_parallel import check_tensor_shards, loss_of, shard
+from pipelab.units import listed
 
 Batch = tuple[Tensor, Tensor]
 Kinds = tuple[str, ...]
@@ -78,13 +81,13 @@ def predict_memory(
     model: nn.Sequential, schedule: Schedule, batch: Batch, mesh: Mesh | None = None, *,
     loss: Loss = cross_entropy, optimizer: Optimizer = adamw, at: Sequence[int] | None = None,
     zero: bool = False, sequence_parallel: bool = False, checkpointing: str | Sequence[str] = NONE, hoist: int = 0,
-    device: str = "cpu", transport: str = "memory", make_stage: Callable[..., Stage] = Stage,
+    device: str | torch.device = "cpu", transport: str = "memory", make_stage: Callable[..., Stage] = Stage,
 ) -> Prediction:  # fmt: skip
     """What each rank of `train(model, [batch], schedule, mesh, ...)` will hold; nothing is computed or changed.
 
     Replicas hold alike, and so do tensor shards; told is the first of each. The model and the batch may lie on the
-    device "meta", where nothing has memory. Raises ValueError for a schedule without a backward, for what cannot be
-    cut, and for layers that look at numbers.
+    device "meta", where nothing has memory. Raises ValueError for a schedule without a backward, for what `train`
+    refuses, and for layers that look at numbers.
 
     >>> from pipelab import build
     >>> with torch.device("meta"):  # parameters of 4 GiB
@@ -97,6 +100,13 @@ def predict_memory(
     if schedule.forward_only:
         raise ValueError(f"{schedule.name} has no backward; memory is predicted of schedules that train")
     mesh = mesh or Mesh(pp=schedule.ranks)
+    device = str(device).partition(":")[0]
+    for what, given, known in (("device", device, TILE), ("transport", transport, CLOCKS)):
+        if given not in known:
+            raise ValueError(f"memory is predicted for {what} {listed(list(known))}: got {given!r}")
+    refuse_mesh(mesh, schedule, Link())
+    refuse_update(mesh, None, zero, sequence_parallel)
+    cut_batch(0, batch, mesh.dp * schedule.microbatches)
     check_tensor_shards(model, mesh.tp, sequence_parallel=sequence_parallel)
     by_stage = policies_of(model, schedule.stages, checkpointing, at)
     program, tile, mode = lower(schedule, mesh, checkpointing=by_stage, hoist=hoist), TILE[device], fake_mode()
@@ -163,8 +173,8 @@ def _footprints(stages: Sequence[FakeStage], program: Program, batch: Batch, rep
         for action in (action for element in row if works(element) for action in parts(element)):
             kinds[action.stage, action.microbatch] += (action.kind,)
     count = program.schedule.microbatches
-    cuts = (torch.tensor_split(tensor, replicas * count)[:count] for tensor in batch)  # those of the first replica
-    inputs, targets = ([Shape.of(one) for one in tensors] for tensors in cuts)
+    cuts = cut_batch(0, batch, replicas * count)
+    inputs, targets = ([Shape.of(one) for one in tensors[:count]] for tensors in cuts)  # those of the first replica
     known: dict[object, tuple[tuple[Mapping[str, Footprint], Mapping[str, Footprint]], Shape]] = {}
     found = {}
     for microbatch, (x, target) in enumerate(zip(inputs, targets, strict=True)):

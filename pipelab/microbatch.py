@@ -130,6 +130,8 @@ def predict_steps(
     >>> {count: round(step, 6) for count, step in predict_steps(times, "gpipe", ranks=2, rows=8).items()}
     {1: 18.0, 2: 15.0, 4: 15.0, 8: 18.0}
     """
+    if rows < 1:
+        raise ValueError(f"a step has a row at least: got {rows}")
     counts = divisors(rows) if microbatches is None else list(microbatches)
     for count in counts:
         if rows % count:

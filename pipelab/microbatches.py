@@ -47,7 +47,14 @@ class Microbatches:
 
 
 def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int) -> Microbatches:
-    """Cut a batch (inputs, targets) along its first dimension into M micro-batches, as even as it goes.
+    """Cut a batch into M micro-batches, and count its targets. Raises ValueError as `cut_batch` does."""
+    return Microbatches(step, *cut_batch(step, batch, microbatches), [count_targets(batch[1])] * microbatches)
+
+
+def cut_batch(
+    step: int, batch: tuple[Tensor, Tensor], microbatches: int
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Cut a batch (inputs, targets) along its first dimension into M parts, as even as it goes.
 
     Raises ValueError when it is no such pair, or has fewer rows than micro-batches.
     """
@@ -63,5 +70,4 @@ def split_batch(step: int, batch: tuple[Tensor, Tensor], microbatches: int) -> M
             f"step {step}: a batch of {len(inputs)} rows cannot be cut into {microbatches} micro-batches;"
             " give larger batches or ask for fewer micro-batches"
         )
-    inputs_of, targets_of = (torch.tensor_split(tensor, microbatches) for tensor in (inputs, targets))
-    return Microbatches(step, inputs_of, targets_of, [count_targets(targets)] * microbatches)
+    return torch.tensor_split(inputs, microbatches), torch.tensor_split(targets, microbatches)

@@ -45,7 +45,7 @@ def cut(model: nn.Sequential, stages: int, *, at: Sequence[int] | None = None) -
     if at is None:
         boundaries = balanced_boundaries([estimate_work(layer) for layer in model], stages)
     else:
-        boundaries = _check_boundaries(at, stages, len(layers))
+        boundaries = check_boundaries(at, stages, len(layers))
     parts = [nn.Sequential(OrderedDict(layers[i:j])) for i, j in pairwise((0, *boundaries, len(layers)))]
     for part in parts:
         part.training = model.training
@@ -116,7 +116,8 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
-def _check_boundaries(at: Sequence[int], stages: int, layers: int) -> tuple[int, ...]:
+def check_boundaries(at: Sequence[int], stages: int, layers: int) -> tuple[int, ...]:
+    """The first layer of each stage but the first. Raises ValueError unless they are that many, and increase."""
     inside = all(isinstance(i, int) and 0 < i < layers for i in at)
     if len(at) != stages - 1 or not inside or any(i >= j for i, j in pairwise(at)):
         raise ValueError(

@@ -21,6 +21,7 @@ from pipelab.costs import Costs, Link
 from pipelab.dependencies import Value
 from pipelab.loss import Loss, count_targets, cross_entropy
 from pipelab.memory import ActivationMeter
+from pipelab.microbatches import cut_batch
 from pipelab.partition import cut
 from pipelab.randomness import Randomness
 from pipelab.stage import Stage
@@ -93,8 +94,11 @@ def profile(
     >>> layers.names, layers.parameters[0], layers.outputs[0]
     (('0', '1', '2', '3'), 34816, 8192)
     """
+    if repeats < 1:
+        raise ValueError(f"a median needs a pass at least: got repeats={repeats}")
     device = torch.device(device)
-    inputs, targets = (tensor.to(device) for tensor in microbatch)
+    (inputs,), (targets,) = cut_batch(0, microbatch, 1)
+    inputs, targets = inputs.to(device), targets.to(device)
     layers = cut(copy.deepcopy(model).to(device), len(model))  # refuses what no stage can start with
     with undisturbed(), collector_at_rest():
         whole = _Layers(layers, loss, device, split=False).measure(inputs, targets, repeats)

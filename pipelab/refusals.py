@@ -3,6 +3,7 @@
 import os
 
 import torch
+from torch import nn
 
 from pipelab.costs import Link, Network
 from pipelab.evaluation import Evaluation
@@ -35,6 +36,14 @@ def refuse_update(mesh: Mesh, clip: float | None, zero: bool, sequence_parallel:
         raise ValueError("zero shares the optimizer's state among replicas; there is one: raise dp, or leave it out")
     if sequence_parallel and mesh.tp == 1:
         raise ValueError("sequence_parallel shares tokens among tensor shards; there is one: raise tp, or leave it out")
+
+
+def refuse_shapes_alone(model: nn.Module) -> None:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            "the model lies on the device meta, where nothing has values; predict_memory tells what it would hold, and"
+            " to train, build it on a real device"
+        )
 
 
 def refuse_evaluation(evaluation: Evaluation | None, microbatches: int) -> None:

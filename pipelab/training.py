@@ -28,7 +28,14 @@ from pipelab.message_order import RULES, check_messages
 from pipelab.optimizer import Optimizer, adamw, check_parts
 from pipelab.partition import cut
 from pipelab.recompute import NONE
-from pipelab.refusals import CLOCKS, refuse_evaluation, refuse_machine, refuse_mesh, refuse_update
+from pipelab.refusals import (
+    CLOCKS,
+    refuse_evaluation,
+    refuse_machine,
+    refuse_mesh,
+    refuse_shapes_alone,
+    refuse_update,
+)
 from pipelab.resume import Resume, continued, saving_of, starting_point
 from pipelab.run import Run
 from pipelab.running import NO_BATCH, Batch, OnStep, run_here, run_launched
@@ -161,6 +168,7 @@ def train(
     if first is None:
         raise ValueError(NO_BATCH)
     check_fit(job, first, memory_limit)
+    refuse_shapes_alone(model)
     job = replace(job, saving=saving_of(save, job.first))
     if job.start is not None:
         cut(model, schedule.stages, at=at)  # refuses what does not fit before the model is changed

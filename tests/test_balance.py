@@ -129,6 +129,13 @@ def test_other_words_and_too_few_layers_are_refused():
         balance("time", HEAVY_HEAD, pl.build("1f1b", 9, 4))
 
 
+def test_what_is_no_limit_and_no_cut_is_refused():
+    with pytest.raises(ValueError, match="positive: got nan"):
+        balance("optimal", HEAVY_HEAD, pl.build("1f1b", 2, 4), limit=float("nan"))
+    with pytest.raises(ValueError, match=r"2 increasing layer indices from 1 to 7.*got \[5, 4\]"):
+        predict("mine", (5, 4), HEAVY_HEAD, pl.build("1f1b", 3, 4))
+
+
 def test_what_is_kept_at_most_follows_from_the_rows():
     assert kept_at_most(pl.build("1f1b", 3, 9)) == [[{0: (3, 0)}], [{1: (2, 0)}], [{2: (1, 0)}]]
     assert kept_at_most(pl.build("gpipe", 2, 5)) == [[{0: (5, 0)}], [{1: (5, 0)}]]

@@ -229,6 +229,32 @@ def test_what_cannot_be_predicted_is_told(model, name, words):
         predict_memory(model, build(name), tuple(torch.randn(2, 8, 16)), loss=nn.functional.mse_loss)
 
 
+@pytest.mark.parametrize(
+    ("rows", "options", "words"),
+    [
+        (3, {}, "3 rows cannot be cut into 4 micro-batches"),
+        (8, {"mesh": Mesh(pp=4)}, "pp=4 and the schedule 2 ranks"),
+        (8, {"zero": True}, "there is one: raise dp"),
+        (8, {"sequence_parallel": True}, "there is one: raise tp"),
+        (8, {"device": "tpu"}, "device cpu and cuda: got 'tpu'"),
+        (8, {"transport": "post"}, "transport memory, gloo and nccl: got 'post'"),
+    ],
+)
+def test_what_train_refuses_is_not_predicted(rows, options, words):
+    with pytest.raises(ValueError, match=words):
+        predict_memory(build_model("tiny", layers=2), build("1f1b"), (ids[:rows],) * 2, **options)
+
+
+def test_a_model_without_values_is_refused_by_its_size_or_because_there_is_nothing_to_train():
+    with torch.device("meta"):
+        model = nn.Sequential(*(nn.Linear(2**13, 2**13) for _ in range(4)))
+        batch = torch.zeros(4, 2**13), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"will not fit: rank 1 needs 2\.\d+ GiB of 1 GiB"):
+        pl.train(model, [batch], build("1f1b"), memory_limit=2**30)
+    with pytest.raises(ValueError, match="device meta, where nothing has values; predict_memory tells"):
+        pl.train(model, [batch], build("1f1b"), memory_limit=2**34)
+
+
 def test_a_prediction_is_told_by_cause():
     told = str(predict_memory(build_model("tiny", layers=2), build("zb-h1"), TOKENS)).splitlines()
     assert [line.split(":")[0] for line in told] == ["rank 0", "rank 1"]

@@ -70,6 +70,8 @@ def test_bad_input_is_refused_with_the_remedy():
     times = RowTimes.fit({b: costs(b, 1, 1) for b in (1, 2)})
     with pytest.raises(ValueError, match="take one of 1, 2, 4, 8"):
         predict_steps(times, "1f1b", 3, 8, [3])
+    with pytest.raises(ValueError, match="a row at least: got 0"):
+        predict_steps(times, "1f1b", 3, 0)
     assert divisors(1) == [1]
 
 
