@@ -163,6 +163,20 @@ def test_keys_go_from_action_to_action_and_light_what_depends_on_it(open_page):
     assert press(page, "Escape") == "" and page.evaluate("timeline.selected") == -1
 
 
+def test_what_is_read_off_is_of_the_data_that_is_shown(open_page):
+    page = open_page(step())
+    press(page, "ArrowRight")
+    page.wait_for_timeout(50)
+    assert page.locator(".pipelab-readout").inner_text().startswith("time 0   in flight, by rank: 1  0")
+    page.evaluate("timeline.cursor = 10; timeline.fresh()")
+    assert page.locator(".pipelab-readout").inner_text().startswith("time 10   in flight, by rank: 4")
+    block = b64encode(trace_block(step("inference"))).decode()
+    page.evaluate("(text) => timeline.show(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)))", block)
+    assert page.locator(".pipelab-readout").inner_text() == "time 10   in flight, by rank: 0  0  0  1"
+    page.evaluate("timeline.cursor = 99; timeline.fresh()")
+    assert page.locator(".pipelab-readout").inner_text() == ""
+
+
 def test_zoom_keeps_the_window_within_the_step(open_page):
     page = open_page(step())
     press(page, "ArrowRight", "+", "+", "Shift+ArrowLeft")
@@ -195,7 +209,7 @@ def test_a_click_selects_and_messages_are_drawn_on_demand(open_page):
 # ------------------------------------------------------------------------------------- what the script knows
 
 
-@pytest.mark.parametrize("name", ["1f1b", "zb-h1", "interleaved", "dualpipe-v"])
+@pytest.mark.parametrize("name", ["1f1b", "zb-h1", "interleaved", "dualpipe-v", "inference"])
 def test_the_script_finds_the_needs_and_the_memory_that_python_finds(open_page, name):
     options = {"chunks": 2} if name == "interleaved" else {}
     schedule = pl.build(name, 4, 8, **options)

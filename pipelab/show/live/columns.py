@@ -88,6 +88,8 @@ def trace_block(
     axis = TimeAxis(unit, first, trace.ticks)
     header: dict[str, Any] = shape(trace.schedule, trace.clock, trace.chunks, unit, limit)
     header |= {"title": finding(trace), "figures": figures_text(trace, unit), "length": unit.of(trace.makespan)}
+    kinds = (action.kind for row in trace.compute for span in row for action in parts(span.action))
+    header["forwardsOnly"] = all(kind == F for kind in kinds)
     chunks = chunk_of(trace)
     header["chunk"] = [chunks.get(stage, 0) for stage in range(1 + max(chunks, default=-1))]
     if (sides := _pipelines(trace)) is not None:
