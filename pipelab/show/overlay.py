@@ -198,7 +198,7 @@ def _change_bars(found: list[Span], trace: Trace, unit: Unit) -> list["go.Bar"]:
                 x=lengths,
                 base=[unit.of(span.start - first) for span in spans],
                 width=THICKNESS,
-                text=[f"{kind}{parts(span.action)[0].microbatch}" for span in spans]
+                text=[f"{span.waiting_for.kind}{span.waiting_for.microbatch}" for span in spans]  # type: ignore[union-attr]
                 if len(found) < MOST_LETTERS
                 else None,
                 textposition="inside",
