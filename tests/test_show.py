@@ -318,6 +318,7 @@ def test_bytes_are_drawn_in_a_readable_unit_on_the_time_axis_of_the_bars():
     curves, title = memory_panel(trace, [[(0.0, 0), (0.0101, 3 * 2**20)], [(0.011, 2**20)]], Unit("ms", 1000))
     assert title == "activation<br>memory (MiB)"
     assert curves[0].x[:2] == (0, 10.1) and curves[0].y == (0, 3, 3)
+    assert curves[1].x[:2] == (0, 11) and curves[1].y == (0, 1, 1), "nothing is held before the first byte"
     late, _ = memory_panel(AWKWARD["a late clock"], [[(1.7e9, 5)]], Unit("µs", 1_000_000))
     assert late[0].x[0] == 0 and late[0].y[0] == 5
     with pytest.raises(ValueError, match="one curve a rank, 2 in all: got 1"):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MOST_BARS = 3000  # a browser draws these in a fraction of a second
 MOST_LABELS = 1000  # and this many texts in them
-PIXELS = 1200  # a wide screen; on a narrower one plotly hides the labels that do not fit
+PIXELS = 800  # of the axis in a notebook; where it is narrower plotly hides the labels that do not fit
 MOST_MESSAGES = 700
 CELLS = 120_000
 THICKNESS = 0.8  # of a row
