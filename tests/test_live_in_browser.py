@@ -13,6 +13,7 @@ from pipelab.show.live.columns import TimeAxis, block_of, shape, trace_block
 from pipelab.show.live.page import overlay_page_html, page_html
 from pipelab.show.overlay import changes
 from pipelab.show.palette import CHANGES, DARK, LANES, LIGHT, LOOKS
+from pipelab.show.report import write_report
 from pipelab.simulate import simulate_program
 from pipelab.trace import in_flight
 from pipelab.units import Unit
@@ -314,3 +315,20 @@ def test_data_of_a_page_cannot_end_its_script(open_page):
     page = open_page(odd)
     assert page.locator(".pipelab-title").inner_text().startswith("</script><b>: ")
     assert json.loads(page.evaluate("JSON.stringify(events)")) == [] and trace_block(odd)
+
+
+def test_a_report_is_redrawn_for_paper_and_says_its_text_without_scripts(browser, tmp_path):
+    file = write_report(tmp_path / "step.html", step())
+    page = browser.new_context(viewport={"width": 1200, "height": 900}, offline=True).new_page()
+    page.goto(file.as_uri())
+    until(page, "document.querySelector('.main-svg') !== null")
+    for event, width in (("beforeprint", 700), ("afterprint", 1168)):
+        page.evaluate(f"dispatchEvent(new Event('{event}'))")
+        until(page, f"document.querySelector('.main-svg').clientWidth === {width}")
+    page.context.close()
+    (tmp_path / "page.html").write_text(page_html(step()), encoding="utf-8")
+    page = browser.new_context(java_script_enabled=False).new_page()
+    for name, words in (("step.html", "1f1b, simulated time"), ("page.html", "rank 0  F0")):
+        page.goto((tmp_path / name).as_uri())
+        assert words in page.locator("body").inner_text()
+    page.context.close()
