@@ -104,15 +104,16 @@ def _to_html(notebook: Path) -> str:
     import nbformat
     from nbconvert import HTMLExporter
 
-    from pipelab.show.report import FETCHED, NOTHING_IS_FETCHED
+    from pipelab.show.report import FETCHED, FITS_THE_PAPER, NOTHING_IS_FETCHED
 
     content = nbformat.read(notebook, as_version=4)
     outputs = [output for cell in content.cells for output in cell.get("outputs", [])]
     head = f'<head><meta http-equiv="Content-Security-Policy" content="{NOTHING_IS_FETCHED}">'
+    head += "<style>@media print { body { zoom: 0.75 } }</style>"  # so that lines of code fit the paper
     if sum(_draw_with_a_script(output) for output in outputs):
         from plotly.offline import get_plotlyjs
 
-        head += f"<script>{get_plotlyjs()}</script>"
+        head += f"<script>{get_plotlyjs()}</script>{FITS_THE_PAPER}"
     with _quiet():
         page, _ = HTMLExporter(embed_images=True).from_notebook_node(content)
     return FETCHED.sub("", page).replace("<head>", head, 1)

@@ -1,5 +1,6 @@
 """In which unit, and by which clock? Every time that is shown names both, and every bubble its definition."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -141,6 +142,38 @@ def rank_of(trace: Trace) -> dict[int, int]:
     {0: 0, 1: 1}
     """
     return {action.stage: span.rank for row in trace.compute for span in row for action in parts(span.action)}
+
+
+def pipelines(trace: Trace) -> list[int]:
+    """For each rank, to which of several like pipelines it belongs: so many ranks before it begin as it does. On a mesh
+    there are as many as replicas and shards, else one.
+
+    >>> from pipelab import Costs, build, simulate
+    >>> pipelines(simulate(build("gpipe", ranks=2, microbatches=1), Costs.uniform()))
+    [0, 0]
+    """
+    before: Counter[int] = Counter()
+    found = []
+    for row in trace.compute:
+        stage = parts(row[0].action)[0].stage if row else -1
+        found.append(before[stage])
+        before[stage] += stage >= 0
+    return found
+
+
+def homes(trace: Trace) -> list[dict[int, int]]:
+    """For each rank, the ranks of its own pipeline, by stage.
+
+    >>> from pipelab import Costs, build, simulate
+    >>> homes(simulate(build("gpipe", ranks=2, microbatches=1), Costs.uniform()))
+    [{0: 0, 1: 1}, {0: 0, 1: 1}]
+    """
+    of = pipelines(trace)
+    found: dict[int, dict[int, int]] = {pipeline: {} for pipeline in of}
+    for row in trace.compute:
+        for span in row:
+            found[of[span.rank]].update((action.stage, span.rank) for action in parts(span.action))
+    return [found[pipeline] for pipeline in of]
 
 
 def listed(names: Sequence[str]) -> str:

@@ -181,7 +181,8 @@ def refusal(so_far: Schedule, rank: int, action: Action) -> str | None:
     for need in needs(action, so_far.stages, so_far.groups):
         if need not in given:
             owner = so_far.placement.rank_of[need.stage]
-            return f"{where}: {action} needs {need}, which is not placed yet; place it on rank {owner} first"
+            either = f" (or {need._replace(kind=B)})" if need.kind == I and need.stage != stage else ""
+            return f"{where}: {action} needs {need}{either}, which is not placed yet; place it on rank {owner} first"
     return None
 
 

@@ -261,7 +261,13 @@ def test_every_schedule_that_can_run_can_be_built(name):
     draft.read(schedule.to_text())
     assert draft.schedule.rows == schedule.rows
     assert draft.trace().makespan == pl.simulate(schedule, pl.Costs.uniform()).makespan
-    assert "legal" in draft.verdict()
+    assert draft.verdict().startswith("my schedule: legal; target ")
+
+
+def test_the_best_known_trains_as_the_draft_does():
+    draft = Draft(pl.Placement.loop(3), 4)
+    draft.read(pl.build("zb-h1", 3, 4).to_text())
+    assert "legal; target zb-h1: reached" in draft.verdict() and "14, target 14" in draft.verdict()
 
 
 @pytest.mark.parametrize("split", [False, True])

@@ -13,6 +13,7 @@ from pipelab.show.live.columns import TimeAxis, block_of, shape, trace_block
 from pipelab.show.live.page import overlay_page_html, page_html
 from pipelab.show.overlay import changes
 from pipelab.show.palette import CHANGES, DARK, LANES, LIGHT, LOOKS
+from pipelab.show.report import write_report
 from pipelab.simulate import simulate_program
 from pipelab.trace import in_flight
 from pipelab.units import Unit
@@ -163,6 +164,20 @@ def test_keys_go_from_action_to_action_and_light_what_depends_on_it(open_page):
     assert press(page, "Escape") == "" and page.evaluate("timeline.selected") == -1
 
 
+def test_what_is_read_off_is_of_the_data_that_is_shown(open_page):
+    page = open_page(step())
+    press(page, "ArrowRight")
+    page.wait_for_timeout(50)
+    assert page.locator(".pipelab-readout").inner_text().startswith("time 0   in flight, by rank: 1  0")
+    page.evaluate("timeline.cursor = 10; timeline.fresh()")
+    assert page.locator(".pipelab-readout").inner_text().startswith("time 10   in flight, by rank: 4")
+    block = b64encode(trace_block(step("inference"))).decode()
+    page.evaluate("(text) => timeline.show(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)))", block)
+    assert page.locator(".pipelab-readout").inner_text() == "time 10   in flight, by rank: 0  0  0  1"
+    page.evaluate("timeline.cursor = 99; timeline.fresh()")
+    assert page.locator(".pipelab-readout").inner_text() == ""
+
+
 def test_zoom_keeps_the_window_within_the_step(open_page):
     page = open_page(step())
     press(page, "ArrowRight", "+", "+", "Shift+ArrowLeft")
@@ -195,7 +210,7 @@ def test_a_click_selects_and_messages_are_drawn_on_demand(open_page):
 # ------------------------------------------------------------------------------------- what the script knows
 
 
-@pytest.mark.parametrize("name", ["1f1b", "zb-h1", "interleaved", "dualpipe-v"])
+@pytest.mark.parametrize("name", ["1f1b", "zb-h1", "interleaved", "dualpipe-v", "inference"])
 def test_the_script_finds_the_needs_and_the_memory_that_python_finds(open_page, name):
     options = {"chunks": 2} if name == "interleaved" else {}
     schedule = pl.build(name, 4, 8, **options)
@@ -300,3 +315,20 @@ def test_data_of_a_page_cannot_end_its_script(open_page):
     page = open_page(odd)
     assert page.locator(".pipelab-title").inner_text().startswith("</script><b>: ")
     assert json.loads(page.evaluate("JSON.stringify(events)")) == [] and trace_block(odd)
+
+
+def test_a_report_is_redrawn_for_paper_and_says_its_text_without_scripts(browser, tmp_path):
+    file = write_report(tmp_path / "step.html", step())
+    page = browser.new_context(viewport={"width": 1200, "height": 900}, offline=True).new_page()
+    page.goto(file.as_uri())
+    until(page, "document.querySelector('.main-svg') !== null")
+    for event, width in (("beforeprint", 700), ("afterprint", 1168)):
+        page.evaluate(f"dispatchEvent(new Event('{event}'))")
+        until(page, f"document.querySelector('.main-svg').clientWidth === {width}")
+    page.context.close()
+    (tmp_path / "page.html").write_text(page_html(step()), encoding="utf-8")
+    page = browser.new_context(java_script_enabled=False).new_page()
+    for name, words in (("step.html", "1f1b, simulated time"), ("page.html", "rank 0  F0")):
+        page.goto((tmp_path / name).as_uri())
+        assert words in page.locator("body").inner_text()
+    page.context.close()

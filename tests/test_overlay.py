@@ -45,6 +45,15 @@ def test_the_terms_lie_end_to_end_and_sum_to_the_makespans(other):
         assert [term.end for term in terms[:-1]] == [term.start for term in terms[1:]]
 
 
+def test_each_replica_is_compared_with_itself():
+    def twice(one, other):
+        moved = tuple(span._replace(rank=span.rank + 3) for span in other.spans)
+        return pl.Trace("zb-h1", "virtual", (1,) * 6, one.spans + moved)
+
+    found = changes(twice(step(), step(SLOW)), twice(step(), step()))
+    assert {span.rank for span in found} <= {3, 4, 5} and len(found) == len(changes(step(SLOW), step()))
+
+
 def test_another_schedule_is_compared_where_both_have_the_action():
     found = changes(step(), step(name="1f1b"))
     assert {parts(span.waiting_for)[0].kind for span in found} <= {"F"}, "1f1b has B where zb-h1 has I and W"

@@ -245,6 +245,17 @@ def test_hover_says_what_was_waited_for_and_how_long():
                 assert (f"for {span.waiting_for} on rank" in hover[str(span.action)]) == (span.waiting_for is not None)
 
 
+def test_on_a_mesh_a_rank_waits_for_one_of_its_own_replica():
+    one = simulate_program(lower(build("1f1b", 2, 2)), Costs.uniform(hop=1))
+    other = tuple(span._replace(rank=span.rank + 2) for span in one.spans)
+    figure = timeline(Trace("1f1b", "virtual", (1,) * 4, one.spans + other))
+    told = {rank: words for rank, *_, action, words in bars(figure) if action == "0B0"}
+    assert told[0].endswith("for 1B0 on rank 1") and told[2].endswith("for 1B0 on rank 3")
+    (drawn,) = (d for d in figure.data if d.name == "messages (click)")
+    ends = {(start, end) for start, end in zip(drawn.y[::3], drawn.y[1::3], strict=True)}
+    assert ends == {(0, 1), (1, 0), (2, 3), (3, 2)}
+
+
 def test_kinds_differ_by_colour_hatch_and_letter():
     drawn = {d.name: d for d in timeline(step("zb-h1")).data if d.type == "bar" and d.name != "idle"}
     assert list(drawn) == ["F forward", "I input gradient", "W weight gradient"]
@@ -318,6 +329,7 @@ def test_bytes_are_drawn_in_a_readable_unit_on_the_time_axis_of_the_bars():
     curves, title = memory_panel(trace, [[(0.0, 0), (0.0101, 3 * 2**20)], [(0.011, 2**20)]], Unit("ms", 1000))
     assert title == "activation<br>memory (MiB)"
     assert curves[0].x[:2] == (0, 10.1) and curves[0].y == (0, 3, 3)
+    assert curves[1].x[:2] == (0, 11) and curves[1].y == (0, 1, 1), "nothing is held before the first byte"
     late, _ = memory_panel(AWKWARD["a late clock"], [[(1.7e9, 5)]], Unit("µs", 1_000_000))
     assert late[0].x[0] == 0 and late[0].y[0] == 5
     with pytest.raises(ValueError, match="one curve a rank, 2 in all: got 1"):

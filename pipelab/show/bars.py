@@ -9,14 +9,14 @@ from pipelab.lower import peer
 from pipelab.show.palette import COLLECTIVE, EDGE, IDLE, INK, lighter, look, order
 from pipelab.show.raster import majority, stretches
 from pipelab.trace import Number, Span, Trace, number
-from pipelab.units import Unit, chunk_of, origin, rank_of
+from pipelab.units import Unit, chunk_of, homes, origin
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 MOST_BARS = 3000  # a browser draws these in a fraction of a second
 MOST_LABELS = 1000  # and this many texts in them
-PIXELS = 1200  # a wide screen; on a narrower one plotly hides the labels that do not fit
+PIXELS = 800  # of the axis in a notebook; where it is narrower plotly hides the labels that do not fit
 MOST_MESSAGES = 700
 CELLS = 120_000
 THICKNESS = 0.8  # of a row
@@ -147,8 +147,7 @@ def _labels(bars: list[Bar], length: Number) -> list[str] | None:
 
 
 def _each_bar(trace: Trace, unit: Unit) -> Iterator[Bar]:
-    home = rank_of(trace)
-    for row in trace.compute:
+    for row, home in zip(trace.compute, homes(trace), strict=True):
         free = origin(trace)
         for span in row:
             waited = ""
@@ -233,11 +232,11 @@ def _messages(trace: Trace, messages: list[Span], unit: Unit, legend: set[str]) 
     """A thin line from each departure of a message to its arrival, hidden until asked for in the legend."""
     import plotly.graph_objects as go
 
-    home = rank_of(trace)
+    home = homes(trace)
     times: list[float | None] = []
     rows: list[int | None] = []
     for span in messages:
-        receiver = home.get(peer(span.action).stage, span.rank)  # type: ignore[arg-type]
+        receiver = home[span.rank].get(peer(span.action).stage, span.rank)  # type: ignore[arg-type]
         times += [unit.of(span.start - origin(trace)), unit.of(span.end - origin(trace)), None]
         rows += [span.rank, receiver, None]
     return go.Scatter(

@@ -16,7 +16,7 @@ import plotly.io as pio
 from pipelab.show.palette import EDGE, GRID, INK, PAPER
 from pipelab.show.report import FETCHED
 
-WIDTH = 95  # letters of a title that have room in a line
+WIDTH = 88  # letters of a title that have room in a line of a notebook
 
 
 class Chart(go.Figure):
@@ -95,10 +95,16 @@ def chart(title: str, text: str, *, height: int, alt: str | None = None, **layou
         hoverlabel={"bgcolor": PAPER, "font": {"color": INK}, "align": "left"},
         meta={"alt": alt or title, "text": f"{title}\n{text}"},
     )
-    made.update_xaxes(gridcolor=GRID, zeroline=False, title_standoff=8)
-    made.update_yaxes(gridcolor=GRID, zeroline=False, title_standoff=8)
+    style_axes(made)
     made.update_layout(**layout)
     return made
+
+
+def style_axes(figure: Chart) -> None:
+    """The look of all axes that there are by now."""
+    words = {"gridcolor": GRID, "zeroline": False, "title_font_size": 13}
+    figure.update_xaxes(title_standoff=8, ticklabelstandoff=3, **words)
+    figure.update_yaxes(ticklabelstandoff=6, **words)
 
 
 def hatched(colour: str, hatch: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelab.show.palette import LIGHT, RANK_COLOURS, RANK_DASHES
 from pipelab.show.table import columns
@@ -56,11 +56,19 @@ def memory_panel(trace: Trace, memory: Sequence[Curve] | None, unit: Unit) -> tu
     for turn, rank in enumerate(shown):
         curve = in_flight_curve(trace, rank) if memory is None else memory[rank]
         points = [(unit.of(time - origin(trace)), number(amount) / size) for time, amount in curve]
+        if points and points[0][0] > 0:
+            points.insert(0, (0, 0))  # what is measured begins with the first byte
         points.append((unit.of(trace.makespan), points[-1][1] if points else 0))
         width = 4 - 2.4 * turn / max(len(shown) - 1, 3)  # the later line is the thinner: none hides another
         lines.append(_line(rank, turn, points, name, width))
     what = "in flight<br>(micro-batches)" if memory is None else f"activation<br>memory ({name})"
     return lines, what if len(shown) == trace.ranks else f"{what}<br>{len(shown)} of {trace.ranks} ranks"
+
+
+def amounts(lines: Iterable["go.Scatter"], what: str) -> dict[str, Any]:
+    """The axis of these curves: from zero, and no halves between few micro-batches."""
+    few = "micro-batches" in what and max(max(line.y) for line in lines) <= 6
+    return {"title_text": what, "rangemode": "tozero", **({"dtick": 1} if few else {"nticks": 6})}
 
 
 def memory_chart(
@@ -91,7 +99,7 @@ def memory_chart(
     figure.add_traces(lines)
     figure.update_traces(legend=None)
     figure.update_xaxes(title_text=clock, range=[0, unit.of(trace.makespan) or 1])
-    figure.update_yaxes(title_text=what, rangemode="tozero", nticks=6)
+    figure.update_yaxes(**amounts(lines, what))
     if limit is not None:
         words = f"limit {digits(number(limit) / size)}"
         figure.add_hline(y=number(limit) / size, line_color=LIGHT.alarm, line_width=1, annotation_text=words)

@@ -11,7 +11,7 @@ from pipelab.show.palette import CAUSES, CHANGES, INK
 from pipelab.show.text import timeline_text
 from pipelab.show.timeline import axis_title, height_of, rank_axis, style
 from pipelab.trace import Number, Span, Trace, plain
-from pipelab.units import CLOCK_NAMES, Unit, bubbles_text, origin, time_unit
+from pipelab.units import CLOCK_NAMES, Unit, bubbles_text, origin, pipelines, time_unit
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -66,14 +66,15 @@ def changes(trace: Trace, against: Trace) -> list[Span]:
     >>> [str(span.action) for span in changes(slow, fast)]
     ['0+0', '0+1', '0w1', '1w0', '1+0', '1+1']
     """
-    known = {span.action: (span.end - span.start, pause) for span, pause in _with_pauses(against)}
+    there, here = pipelines(against), pipelines(trace)  # each replica is compared with itself
+    known = {(there[span.rank], span.action): (span.end - span.start, pause) for span, pause in _with_pauses(against)}
     found = []
     for span, pause in _with_pauses(trace):
-        if span.action not in known:
+        if (here[span.rank], span.action) not in known:
             continue
         (stage, _, microbatch), *_ = parts(span.action)
         about = parts(span.action)[0]
-        length, before = known[span.action]
+        length, before = known[here[span.rank], span.action]
         more, idle = span.end - span.start - length, pause - before
         if idle > WORTH_SHOWING * max(length, before):
             found.append(_change(span, Action(stage, IDLE_LONGER, microbatch), span.start - idle, span.start, about))
@@ -198,7 +199,7 @@ def _change_bars(found: list[Span], trace: Trace, unit: Unit) -> list["go.Bar"]:
                 x=lengths,
                 base=[unit.of(span.start - first) for span in spans],
                 width=THICKNESS,
-                text=[f"{kind}{parts(span.action)[0].microbatch}" for span in spans]
+                text=[f"{span.waiting_for.kind}{span.waiting_for.microbatch}" for span in spans]  # type: ignore[union-attr]
                 if len(found) < MOST_LETTERS
                 else None,
                 textposition="inside",

@@ -20,6 +20,14 @@ NOTHING_IS_FETCHED = "default-src 'none'; script-src 'unsafe-inline'; style-src 
 FETCHED = re.compile(r'<script\b[^>]*\bsrc="https?:[^>]*>\s*</script>')
 """What would fetch a script: nbconvert and plotly write such for formulas, which the labs do not have."""
 
+FITS_THE_PAPER = """<script>
+for (const [event, width, size] of [["beforeprint", 700, 15], ["afterprint", null, 20]]) addEventListener(event, () => {
+  for (const one of document.querySelectorAll(".js-plotly-plot"))
+    Plotly.relayout(one, { width, autosize: !width, "title.font.size": size });
+});
+</script>"""
+"""Plotly draws for the width of the window: without this a figure on paper is cut off."""
+
 STYLE = """
 :root { color-scheme: light dark }
 body { font: 16px/1.5 Helvetica, Arial, sans-serif; max-width: 1400px; margin: 2rem auto; padding: 0 1rem }
@@ -31,7 +39,7 @@ figure { margin: 0; background: #fff; border-radius: 6px; overflow: hidden }
 pre { font: 13px/1.35 "DejaVu Sans Mono", Menlo, Consolas, monospace; overflow-x: auto; padding: .8rem;
   border: 1px solid #8888; border-radius: 6px }
 @media print { body { max-width: none; margin: 0 } pre { font-size: 8px; overflow: hidden }
-  figure, pre, table { break-inside: avoid } }
+  figure, pre, table { break-inside: avoid } h2 { break-after: avoid } }
 """
 
 
@@ -88,14 +96,15 @@ def report_html(title: str, *sections: str) -> str:
     if any("Plotly.newPlot" in section for section in sections):
         from plotly.offline import get_plotlyjs
 
-        script = f"<script>{get_plotlyjs()}</script>\n"
+        script = f"<script>{get_plotlyjs()}</script>\n{FITS_THE_PAPER}\n"
     body = "\n".join(sections)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{NOTHING_IS_FETCHED}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n{script}</head>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n"
+        f"<noscript><style>.plotly-graph-div {{ display: none }}</style></noscript>\n{script}</head>\n"
         f"<body>\n<main>\n<h1>{escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
     )
 

@@ -76,7 +76,7 @@ def _step(trace: Trace, length: Number, top: float) -> Iterator[str]:
             for turn, action in enumerate(together):
                 label = f"{action.kind}{action.microbatch}"
                 yield _bar(x, y + turn * height, width, height, action.kind, chunk[action.stage] % 2)
-                if width >= LETTER * len(label) + 2 and len(together) == 1:
+                if width >= LETTER * len(label) + 6 and len(together) == 1:
                     yield _text(x + width / 2, y + 14.5, label, anchor="middle")
 
 

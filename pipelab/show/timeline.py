@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelab.action import parts
 from pipelab.show.bars import Axis, timeline_traces
-from pipelab.show.memory import Curve, memory_panel
-from pipelab.show.palette import GRID, INK
+from pipelab.show.memory import Curve, amounts, memory_panel
+from pipelab.show.palette import INK
 from pipelab.show.svg import steps_svg
 from pipelab.show.text import timeline_text
 from pipelab.trace import Trace
@@ -55,7 +55,7 @@ def timeline(trace: Trace, memory: Sequence[Curve] | None = None, title: str | N
     figure.add_traces(lines, rows=2, cols=1)
     style(figure, figures)
     rank_axis(figure, trace.ranks, 1)
-    figure.update_yaxes(title_text=what, rangemode="tozero", nticks=6, fixedrange=True, row=2, col=1)
+    figure.update_yaxes(**amounts(lines, what), fixedrange=True, row=2, col=1)
     figure.update_xaxes(range=[0, unit.of(trace.duration) or 1])  # the last sums of gradients come after all work
     figure.update_xaxes(title_text=axis_title([trace], unit), row=2, col=1)
     figure._still = lambda: steps_svg([trace], [figures], title, unit)
@@ -121,6 +121,8 @@ def height_of(trace: Trace, most: int = 640) -> int:
 
 def style(figure: "Chart", subtitle: str = "") -> None:
     """Room for a title and, on top, a legend of as many lines as it needs."""
+    from pipelab.show.chart import style_axes
+
     heading: dict[str, Any] = {"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 16}}
     if subtitle:
         heading["subtitle"] = {"text": subtitle, "font": {"size": 13, "color": INK}}
@@ -136,9 +138,7 @@ def style(figure: "Chart", subtitle: str = "") -> None:
         uniformtext={"minsize": 8, "mode": "hide"},
         legend={"x": -0.01, "xanchor": "left", "y": 1 + (4 if subtitle else 26) / height, "traceorder": None},
     )
-    words = {"gridcolor": GRID, "zeroline": False, "title_font_size": 13}
-    figure.update_xaxes(title_standoff=8, ticklabelstandoff=3, **words)
-    figure.update_yaxes(ticklabelstandoff=6, title_standoff=None, **words)
+    style_axes(figure)
 
 
 def rank_axis(figure: "Chart", ranks: int, row: int) -> None:

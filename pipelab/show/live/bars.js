@@ -5,6 +5,7 @@ class Bars {
   constructor(rule, lanes) {
     this.rule = rule;
     this.lanes = lanes;
+    this.open = false; // whether more is to be placed
     this.clear({ ranks: 0, chunks: [], kinds: [], length: 0 });
   }
 
@@ -177,10 +178,15 @@ class Bars {
     return low - 1;
   }
 
+  /** Whether this is all, and forwards alone: then each gives back what it took, and there are no phases. */
+  get forwardsOnly() {
+    return this.header.forwardsOnly && !this.open;
+  }
+
   /** For each rank where its steady phase begins (the first backward starts) and ends (the last forward ends). */
   phases(rank) {
     const row = this.row(rank), { holds } = this.rule;
-    if (!row.length || this.side(row[0]) < 0) return null;
+    if (!row.length || this.side(row[0]) < 0 || this.forwardsOnly) return null;
     const forward = (bar) => holds.includes(this.kind(bar));
     const first = row.findIndex((bar) => !forward(bar));
     let last = row.length - 1;
@@ -194,7 +200,7 @@ class Bars {
   memory() {
     if (this.curves) return this.curves;
     if (this.held) return this.held;
-    const { start, end } = this.column, { holds, releases } = this.rule;
+    const { start, end } = this.column, { holds, releases } = this.rule, only = this.forwardsOnly;
     this.held = Array.from({ length: this.header.ranks }, (_, rank) => {
       const times = [], amounts = [], chunks = Math.max(this.header.chunks[rank], 1);
       let held = 0;
@@ -206,7 +212,8 @@ class Bars {
           }
           times.push(start[bar]);
           amounts.push(++held / chunks);
-        } else if (releases.includes(this.kind(bar))) {
+        }
+        if (only || releases.includes(this.kind(bar))) {
           times.push(end[bar]);
           amounts.push(--held / chunks);
         }

@@ -57,9 +57,15 @@ class Builder(ipywidgets.VBox):
         length = float(trace.makespan)
         with self.timeline.hold_sync():
             self.timeline.show(trace)
-            title = f"my schedule: {length:g} long so far" if length else "my schedule: nothing placed yet"
-            self.timeline.heading = [title, "outlines may come next: click one, or press F, B, I or W on a rank"]
-            self.timeline.ghosts = _ghosts(self.draft.choices(self.split.value), trace)
+            choices = self.draft.choices(self.split.value)
+            title = (
+                f"my schedule: {length:g} long{' so far' * bool(choices)}"
+                if length
+                else "my schedule: nothing placed yet"
+            )
+            next_one = "outlines may come next: click one, or press F, B, I or W on a rank"
+            self.timeline.heading = [title, next_one if choices else "all is placed: its score is below"]
+            self.timeline.ghosts = _ghosts(choices, trace)
             self.timeline.note = note
         self.rows.value = self.draft.schedule.to_text() if length or self.draft.placed else ""
         self.verdict.value = f"<pre>{escape(self.draft.verdict())}</pre>"

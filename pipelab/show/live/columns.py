@@ -5,7 +5,6 @@ A front end reads the columns as typed arrays, without parsing: 50,000 bars are 
 """
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from pipelab.show.memory import Curve
 from pipelab.show.palette import CAUSES, CHANGES, DARK, LIGHT, LOOKS, OTHER, RANK_DASHES
 from pipelab.show.palette import LANES as LANE_LOOKS
 from pipelab.trace import LANES, Number, Span, Trace, number
-from pipelab.units import CLOCK_NAMES, Unit, chunk_of, figures_text, finding, time_unit
+from pipelab.units import CLOCK_NAMES, Unit, chunk_of, figures_text, finding, pipelines, time_unit
 
 COLUMNS = {
     "start": "<f8",
@@ -88,9 +87,11 @@ def trace_block(
     axis = TimeAxis(unit, first, trace.ticks)
     header: dict[str, Any] = shape(trace.schedule, trace.clock, trace.chunks, unit, limit)
     header |= {"title": finding(trace), "figures": figures_text(trace, unit), "length": unit.of(trace.makespan)}
+    kinds = (action.kind for row in trace.compute for span in row for action in parts(span.action))
+    header["forwardsOnly"] = all(kind == F for kind in kinds)
     chunks = chunk_of(trace)
     header["chunk"] = [chunks.get(stage, 0) for stage in range(1 + max(chunks, default=-1))]
-    if (sides := _pipelines(trace)) is not None:
+    if any(sides := pipelines(trace)):
         header["sides"] = sides
     if memory is not None and len(memory) != trace.ranks:
         raise ValueError(f"memory needs one curve a rank, {trace.ranks} in all: got {len(memory)}")
@@ -118,18 +119,6 @@ def block_of(
             points = [(in_time.of(time), number(amount)) for curve in memory for time, amount in curve]
             columns["curves"] = np.array(points, "<f8").reshape(-1)
         return _block(said, columns)
-
-
-def _pipelines(trace: Trace) -> list[int] | None:
-    """On a mesh, for each rank which of several like pipelines it belongs to: so many ranks before it begin as it does.
-    None if there is one."""
-    before: Counter[int] = Counter()
-    sides = []
-    for row in trace.compute:
-        stage = parts(row[0].action)[0].stage if row else -1
-        sides.append(before[stage])
-        before[stage] += stage >= 0
-    return sides if any(sides) else None
 
 
 def shape(

@@ -10,7 +10,7 @@ from pipelab.costs import Costs
 from pipelab.engine import play
 from pipelab.placement import Placement
 from pipelab.schedule import Schedule
-from pipelab.schedules import GENERATORS, build, chunks_of
+from pipelab.schedules import GENERATORS, build, chunks_of, options_of
 from pipelab.score import score
 from pipelab.simulate import arrivals, simulate
 from pipelab.trace import Number, Trace
@@ -33,7 +33,7 @@ class Draft:
     '0F0'
     >>> draft.place(0, "B")
     Traceback (most recent call last):
-    ValueError: rank 0, position 1: 0B0 needs 1I0, which is not placed yet; place it on rank 1 first
+    ValueError: rank 0, position 1: 0B0 needs 1I0 (or 1B0), which is not placed yet; place it on rank 1 first
     """
 
     def __init__(self, placement: Placement, microbatches: int, costs: Costs | None = None) -> None:
@@ -112,16 +112,23 @@ class Draft:
         """How good it is beside the shortest published schedule, or how much is missing."""
         if not complete(self.schedule):
             return f"placed: {sum(map(len, self.schedule.rows))}; when all is there, it is scored"
-        return str(score(self.schedule, target=min(self._published()).schedule, costs=self.costs))
+        best = min(self._published(), key=self._length)
+        return str(score(self.schedule, target=best, costs=self.costs))
 
-    def _published(self) -> Iterator["_Length"]:
-        """Every named schedule with these stages on these ranks, and how long it is."""
+    def _length(self, schedule: Schedule) -> tuple[Number, Number]:
+        trace = simulate(schedule, self.costs)
+        return trace.makespan, max(trace.peak_in_flight)
+
+    def _published(self) -> Iterator[Schedule]:
+        """Every named schedule that trains with a flush, as this one does, and has these stages on these ranks; those
+        made for so many chunks before those for any number."""
         ours = self.schedule
-        for name in GENERATORS:
+        for name in sorted(GENERATORS, key=lambda name: chunks_of(name) == "any"):
             chunks = ours.stages // ours.ranks if chunks_of(name) == "any" else None
-            made = build(name, ours.ranks, ours.microbatches, chunks)
-            if made.placement == ours.placement:
-                yield _Length(simulate(made, self.costs).makespan, name, made)
+            options = {"costs": self.costs} if "costs" in options_of(name) else {}
+            made = build(name, ours.ranks, ours.microbatches, chunks, **options)
+            if made.placement == ours.placement and made.flush and not made.forward_only:
+                yield made
 
     def _count(self, stage: int, kind: str) -> int:
         """The next micro-batch of a kind; a B counts as its I and its W."""
@@ -138,9 +145,3 @@ class Draft:
     def _set_row(self, rank: int, row: tuple[Element, ...]) -> None:
         rows = self.schedule.rows
         self.schedule = replace(self.schedule, rows=(*rows[:rank], row, *rows[rank + 1 :]))
-
-
-class _Length(NamedTuple):
-    makespan: Number
-    name: str
-    schedule: Schedule

@@ -58,13 +58,14 @@ function paintGroup(g, list, look, frame, paints) {
 }
 
 function paintLabels(g, list, kind, bars, frame, paints) {
-  const { microbatch } = bars.column;
+  const { microbatch, waitStage, waitKind } = bars.column;
   g.fillStyle = paints.ink;
   g.textAlign = "center";
   for (let i = 0; i < list.length; i += 5) {
     if (list[i + 3] < 11 || list[i + 1] < 9) continue;
     const left = Math.max(list[i], frame.left), right = Math.min(list[i] + list[i + 1], frame.right);
-    const long = kind.length > 1 ? kind : kind + microbatch[list[i + 4]], short = kind.length > 1 ? kind[0] : long.slice(1);
+    const bar = list[i + 4], change = bars.side(bar) < 0 && waitStage[bar] >= 0; // of two traces: it is named after its action
+    const long = kind.length > 1 ? kind : (change ? bars.kinds[waitKind[bar]] : kind) + microbatch[bar], short = kind.length > 1 ? kind[0] : long.slice(1);
     const room = right - left;
     const text = room >= 5 + 7 * long.length ? long : room >= 4 + 6.7 * short.length ? short : "";
     if (text) g.fillText(text, (left + right) / 2, list[i + 2] + list[i + 3] / 2 + 0.5);

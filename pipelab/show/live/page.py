@@ -55,7 +55,8 @@ def _page(title: str, block: bytes, text: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>{stylesheet()}\n"
         ":root { color-scheme: light dark } body { margin: 0 }</style>\n</head>\n"
-        f'<body>\n<main id="timeline"></main>\n<script type="application/json" id="data">'
+        f'<body>\n<main id="timeline"></main>\n<noscript><pre>{escape(text)}</pre></noscript>\n'
+        '<script type="application/json" id="data">'
         f"{json.dumps(data).replace('<', chr(92) + 'u003c')}</script>\n"
         f'<script type="module">\n{script()}{START}</script>\n</body>\n</html>\n'
     )

@@ -85,7 +85,7 @@ def _costs(q: Question, schedule: Schedule) -> Costs:
 def _theory(q: Question, chunks: int) -> tuple[dict[str, str], str]:
     """Each quantity by formula, in words; or why there is none."""
     if q.imbalance:
-        return {}, "The formulas are for equal ranks: set the imbalance to 0 to see them."
+        return {}, "The formulas are for equal ranks: with the last rank longer by 0 you see them."
     if q.schedule not in CLOSED_FORMS:
         return {}, f"There is no closed form for {q.schedule}: it is found by search."
     case = {"P": q.ranks, "M": q.microbatches, "V": chunks, "F": q.F, "I": q.I, "W": q.W, "hop": q.hop}

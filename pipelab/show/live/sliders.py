@@ -13,6 +13,7 @@ from pipelab.show.live.widget import Timeline
 from pipelab.units import origin, time_unit
 
 WORDS = {"description_width": "110px"}
+WIDE = {"width": "280px"}  # so that two columns and the table have room beside one another
 
 
 class Playground(ipywidgets.VBox):
@@ -32,9 +33,9 @@ class Playground(ipywidgets.VBox):
         self.stepper = Stepper(self.timeline)
         for control in self.controls.values():
             control.observe(lambda change: self.ask(), names="value")
-        columns = [list(self.controls.values())[place : place + 4] for place in (0, 4, 8)]
-        rows = [ipywidgets.VBox(column) for column in columns]
-        super().__init__([ipywidgets.HBox([*rows, self.table], layout=WRAP), self.timeline, self.stepper])
+        controls = list(self.controls.values())
+        columns = [ipywidgets.VBox(controls[:6]), ipywidgets.VBox(controls[6:])]
+        super().__init__([ipywidgets.HBox([*columns, self.table], layout=WRAP), self.timeline, self.stepper])
         self.ask()
 
     def ask(self) -> None:
@@ -110,7 +111,7 @@ def table(found: Answer) -> str:
         for what, simulated, theory in found.rows
     )
     head = "<tr><td></td><td style='padding-right:1em'>simulated</td><td>formula</td></tr>"
-    remark = f"<div style='max-width:26em'>{escape(found.remark)}</div>" if found.remark else ""
+    remark = f"<div style='max-width:21em'>{escape(found.remark)}</div>" if found.remark else ""
     return f"<table style='line-height:1.5'>{head}{rows}</table>{remark}"
 
 
@@ -121,25 +122,26 @@ def _controls(start: Question) -> dict[str, Any]:
     """A control for each field of a question, under its name."""
 
     def whole(name: str, words: str, least: int, most: int) -> Any:
-        return ipywidgets.IntSlider(getattr(start, name), least, most, description=words, style=WORDS)
+        return ipywidgets.IntSlider(getattr(start, name), least, most, description=words, style=WORDS, layout=WIDE)
 
     def real(name: str, words: str, most: float, step: float) -> Any:
         value = float(getattr(start, name))
-        return ipywidgets.FloatSlider(value, min=0, max=most, step=step, description=words, style=WORDS)
+        return ipywidgets.FloatSlider(value, min=0, max=most, step=step, description=words, style=WORDS, layout=WIDE)
 
-    choose = ipywidgets.Dropdown(options=list(SCHEDULES), value=start.schedule, description="schedule", style=WORDS)
+    names = {"options": list(SCHEDULES), "value": start.schedule}
+    choose = ipywidgets.Dropdown(**names, description="schedule", style=WORDS, layout=WIDE)
     return {
         "schedule": choose,
         "ranks": whole("ranks", "ranks P", 1, 16),
         "microbatches": whole("microbatches", "micro-batches M", 1, 64),
         "chunks": whole("chunks", "chunks V", 1, 4),
+        "limit": whole("limit", "memory limit", 0, 32),
+        "lanes": ipywidgets.Checkbox(start.lanes, description="show every message", style=WORDS, layout=WIDE),
         "F": real("F", "forward F", 4, 0.25),
         "I": real("I", "input grad. I", 4, 0.25),
         "W": real("W", "weight grad. W", 4, 0.25),
         "hop": real("hop", "hop", 4, 0.25),
         "imbalance": real("imbalance", "last rank longer", 2, 0.1),
-        "limit": whole("limit", "memory limit", 0, 32),
-        "lanes": ipywidgets.Checkbox(start.lanes, description="show every message", style=WORDS),
     }
 
 

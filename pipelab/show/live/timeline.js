@@ -103,6 +103,8 @@ export class Timeline {
     this.entitle(this.heading);
     fillLegend(this);
     this.window();
+    if (this.cursor > this.length) this.cursor = null;
+    this.readout.textContent = this.cursor === null ? "" : this.reading();
     if (this.details.open) this.tell({ type: "text" });
     this.request("ground");
   }
@@ -443,7 +445,7 @@ function render(model, el, grown) {
   const follow = {
     frame: () => model.get("frame").byteLength && view.show(model.get("frame")),
     now: () => { view.now = model.get("now"); view.request("above"); },
-    ghosts: () => { view.ghosts = model.get("ghosts"); view.placing = model.get("placing"); view.fit(); },
+    ghosts: () => { view.ghosts = model.get("ghosts"); view.placing = view.bars.open = model.get("placing"); view.fit(); },
     text: () => { view.text.textContent = model.get("text"); },
     note: () => view.say(model.get("note")),
     heading: () => view.entitle(model.get("heading")),
