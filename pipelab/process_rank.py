@@ -56,15 +56,15 @@ class ProcessRank(Ranks):
             self.kept: list[OfStep] = []
             own = self.kept.append if self.gathers and self.world.rank > 0 else tell
             super().__init__(job, [place], own)
-        except BaseException:
-            self.world.close()
+        except BaseException as error:
+            self.world.close(error)
             raise
         self.residual = self.world.residual
         self._origin = 0.0
 
     def __enter__(self) -> "ProcessRank":
         super().__enter__()
-        self.resources.callback(self.world.close)
+        self.resources.push(self.world.close)
         (worker,) = self.workers
         worker.recorder = self.resources.enter_context(watched(self.job.timeout))
         for evaluator in self.evaluators:
@@ -88,11 +88,13 @@ class ProcessRank(Ranks):
 
     def _seats(self, job: Job, clock: Clock, patience: float) -> dict[str, Group]:
         """Every rank makes all groups, in one order, and has a seat in its own."""
-        backend = "nccl" if job.transport == "nccl" else "gloo"
+        how: dict[str, Any] = {}
+        if job.transport == "nccl":
+            how = {"backend": "nccl", "device_id": job.device}  # connected here, and not where its ranks first meet
         seats = {}
         for name, families in all_groups(job.mesh, job.program.placement, job.ties).items():
             for members in families:
-                group = self.world.group(members, backend)
+                group = self.world.group(members, **how)
                 if self.world.rank in members:
                     index = members.index(self.world.rank)
                     carrier = ProcessGroup(group, len(members), patience, stamped=job.clock == "virtual")

@@ -117,8 +117,10 @@ class Worker:
         try:
             self._execute(batch, record)
             self._finish_sums(record)
-        finally:
-            record.spans, record.curve = self.clock.settle(record.spans, record.curve)
+        except BaseException:
+            record.spans, record.curve = self.clock.reached(record.spans, record.curve)
+            raise
+        record.spans, record.curve = self.clock.settle(record.spans, record.curve)
         for stage in self.stages.values():
             self._watched(stage, record)
             if isinstance(stage, UpdatingStage):
