@@ -102,7 +102,9 @@ class Job:
 
 
 def usable_device(name: str | torch.device) -> torch.device:
-    """The device of this name. Raises ValueError when it is a GPU and there is none."""
+    """The device of this name. Raises ValueError when it is a GPU and there is none, and for other kinds of device."""
+    if str(name) not in ("cpu", "cuda", "cuda:0"):
+        raise ValueError(f"device is 'cpu' or 'cuda': got {str(name)!r}; which GPU that is, CUDA_VISIBLE_DEVICES says")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device}: torch sees no CUDA device here; use device='cpu'")

@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from math import inf
 
 import torch
 from torch import nn
@@ -133,6 +134,8 @@ def train(
     refuse_evaluation(evaluation, mesh.dp * schedule.microbatches)
     if autocast not in (None, torch.bfloat16):
         raise ValueError(f"autocast is torch.bfloat16, which needs no scaling of the loss, or None: got {autocast}")
+    if not 0 < timeout < inf:
+        raise ValueError(f"timeout is how many seconds a rank may wait for another, above 0: got {timeout}")
     device = usable_device(device)
     if zero or mesh.tp > 1:
         check_parts(optimizer, flat=zero, device=device)
