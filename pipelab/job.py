@@ -1,5 +1,6 @@
 """What is to be run, and how? One value, the same on every rank and every machine. Read next: `assembly`."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -109,3 +110,12 @@ def usable_device(name: str | torch.device) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device}: torch sees no CUDA device here; use device='cpu'")
     return device
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The processor, or this rank's own GPU; ranks share GPUs where they are fewer, which NCCL refuses."""
+    if device.type != "cuda":
+        return device
+    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(own)
+    return own

@@ -4,7 +4,6 @@ Every rank calls `train` with the same arguments (SPMD: single program, multiple
 others are), `transport.processes` (how messages reach them).
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +19,7 @@ from pipelab.collector import collector_at_rest
 from pipelab.cuda_clock import CudaWallClock
 from pipelab.feed import OfStep, Tell, nobody
 from pipelab.flights import landings
-from pipelab.job import Job
+from pipelab.job import Job, own_device
 from pipelab.launcher import recorder as recorder_of_a_launch
 from pipelab.lower import peer
 from pipelab.microbatches import Microbatches
@@ -46,7 +45,7 @@ class ProcessRank(Ranks):
         patience = job.timeout + GRACE
         self.world = World(job.mesh.size, patience)
         try:
-            job = replace(job, device=_own_device(job.device))
+            job = replace(job, device=own_device(job.device))
             clock = make_clock(job.clock, job.device, make_turn(job.device, self.world.turn()))
             self.transport = self._transport(job, clock, patience)
             evaluates = job.evaluation is not None
@@ -184,12 +183,3 @@ class ProcessRank(Ranks):
             self.world.share(owner, list(shards[index].values()))
         for name, value in join_state(shards, dims).items():
             whole[name].copy_(value)
-
-
-def _own_device(device: torch.device) -> torch.device:
-    """The processor, or this rank's own GPU; ranks share GPUs where they are fewer, which NCCL refuses."""
-    if device.type != "cuda":
-        return device
-    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    torch.cuda.set_device(own)
-    return own
