@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pipelab.failure import LAST_ACTIONS, Fate, RunError, failure, hang
+from pipelab.failure import LAST_ACTIONS, Fate, RunError, describe, failure, hang
 from pipelab.flight_recorder import SIZE, FlightRecorder, Note, attached
 from pipelab.launcher import recorder as recorder_of_a_launch
 from pipelab.transport import Aborted
@@ -131,7 +131,7 @@ class _Line:
 
     def _listen(self) -> None:
         """Answer when rank 0 asks; end when it says so, or when it has gone."""
-        verdict: dict[str, Any] = {"sentence": "rank 0 ended without a word", "rank": 0}
+        verdict: dict[str, Any] = {}
         with contextlib.suppress(OSError), self._socket.makefile("r", encoding="utf-8") as lines:
             for line in lines:
                 said = json.loads(line)
@@ -142,6 +142,9 @@ class _Line:
                     self._all_here.set()
                 else:
                     self._say(answer=True, notes=self._notes())
+        if not verdict:
+            own = describe([replace(self._me, notes=self._notes())])
+            verdict = {"sentence": f"rank 0 ended without a word\n{own}", "rank": 0}
         returned = self._over.is_set()
         self._over.set()
         if verdict["rank"] != self._me.rank and not returned:

@@ -55,6 +55,9 @@ class Clock(Protocol):
     def settle(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
         """After a step, what `run` gave in seconds: a clock may know its times only then."""
 
+    def reached(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
+        """The same of a step that breaks off, without waiting: its messages may never come."""
+
 
 class Measures(Protocol):
     """Whatever lets one rank compute at a time and tells how long that took, such as `Turn`."""
@@ -127,6 +130,8 @@ class VirtualClock:
         """The same: virtual times are known at once."""
         return spans, curve
 
+    reached = settle
+
 
 class WallClock:
     """The host's own clock. With more ranks than processors its timelines show time-sharing, not pipelines."""
@@ -170,6 +175,8 @@ class WallClock:
     def settle(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
         """The same: the host's times are known at once."""
         return spans, curve
+
+    reached = settle
 
     def aside(self, work: Callable[[], Result]) -> tuple[Result, float, float]:
         """The same as `run`: the clock on the wall does not stand still, so that the timeline shows a gap."""

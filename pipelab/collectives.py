@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipelab.clock import Clock
 from pipelab.costs import Link
+from pipelab.flight_recorder import FlightRecorder
 from pipelab.randomness import others_may_draw
 
 ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER = "all_reduce", "all_gather", "reduce_scatter"
@@ -83,7 +84,8 @@ class Group:
 
     Within an action the rank waits for the others (`all_reduce`, `all_gather`, `reduce_scatter`): in virtual time it
     goes on when the last has come and the bytes are there, by the ring's alpha-beta time over `link`. With `start` and
-    `finish` the work goes on. `meetings` grows by each until somebody takes them.
+    `finish` the work goes on. `meetings` grows by each until somebody takes them. `recorder` is told of each within the
+    action `at`.
     """
 
     def __init__(
@@ -92,6 +94,8 @@ class Group:
         self.axis, self.members, self.index = axis, members, index
         self.carrier, self.clock, self.link = carrier, clock, link
         self.meetings: list[Meeting] = []
+        self.recorder = FlightRecorder()
+        self.at: object = ""
 
     @property
     def size(self) -> int:
@@ -141,11 +145,16 @@ class Group:
         nbytes = self._whole(kind, tensor)
 
         def exchange(now: float) -> tuple[Tensor, float]:
+            self.recorder.meeting(
+                f"the {kind} of {self.at}", self.members[: self.index] + self.members[self.index + 1 :]
+            )
             result, all_came = self.carrier.start(kind, tensor, now, largest=largest).wait()
+            self.recorder.queueing(self.at)
             return result, all_came + self.seconds(kind, nbytes)
 
         with others_may_draw():
             result, start, end = self.clock.meet(exchange)
+        self.recorder.running(self.at)
         self._note(kind, start, end, nbytes)
         return result
 

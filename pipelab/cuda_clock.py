@@ -200,6 +200,16 @@ class CudaWallClock:
     def settle(self, spans: list[Span], curve: list[tuple[Any, int]]) -> tuple[list[Span], list[tuple[float, int]]]:
         """The spans and the memory curve with seconds since the restart in the place of moments."""
         self.stamps.settle()
+        return self._told(spans, curve)
+
+    def reached(self, spans: list[Span], curve: list[tuple[Any, int]]) -> tuple[list[Span], list[tuple[float, int]]]:
+        """The same, without what the GPU has not reached: it may wait for a rank that is gone."""
+        self.stamps.drain()
+        spans, curve = self._told(spans, curve)
+        there = [span for span in spans if not math.isnan(span.start + span.end)]
+        return there, [point for point in curve if not math.isnan(point[0])]
+
+    def _told(self, spans: list[Span], curve: list[tuple[Any, int]]) -> tuple[list[Span], list[tuple[float, int]]]:
         settled = [span._replace(start=self._read(span.start), end=self._read(span.end)) for span in spans]
         return settled, [(self._read(moment), held) for moment, held in curve]
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipelab.flight_recorder import FINISHED, WAITING, Note
+from pipelab.flight_recorder import FINISHED, TURN, WAITING, Note
 from pipelab.wait_for import Graph, cycle, holding_up, wait_for_graph
 
 SECONDARY = re.compile(
@@ -171,7 +171,7 @@ def _error(sentence: str, guilty: Fate, fates: Sequence[Fate], others_too: bool 
     parts = []
     if others := [fate for fate in fates if fate is not guilty and others_too]:
         parts.append(describe(others))
-    actions = [note.action for note in guilty.notes if note.action]
+    actions = [note.action for note in guilty.notes if note.action and note.awaited != TURN]
     if actions:
         parts.append(f"last actions of rank {guilty.rank}: {' '.join(actions[-LAST_ACTIONS:])}")
     if guilty.exit_code is not None and -guilty.exit_code in HINTS and guilty.killed:
@@ -218,6 +218,8 @@ def _doing(fate: Fate) -> str:
 
 
 def _waiting(note: Note) -> str:
+    if note.awaited == TURN:
+        return f"waiting for its turn to run {note.action}"
     if note.awaited == note.action:
         return f"waiting at {note.action} for {_ranks(note.peers)}"
     awaited = f" for {note.awaited}" if note.awaited else f" at {note.action}"

@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 RUNNING, WAITING, FINISHED = "running", "waiting", "finished"
 _STATES = (RUNNING, WAITING, FINISHED)
 
+TURN = "its turn"
+"""What a rank waits for while another one computes: in virtual time they do so one at a time."""
+
 ENTRIES = 63
 """How many notes a rank keeps."""
 
@@ -69,6 +72,10 @@ class FlightRecorder:
     def meeting(self, action: object, peers: Sequence[int]) -> None:
         """Note that at `action`, such as a collective, the rank waits until the ranks `peers` have come to it too."""
         self.waiting(action, action, peers)
+
+    def queueing(self, action: object) -> None:
+        """Note that the rank does `action` as soon as the machine lets it."""
+        self.waiting(action, TURN)
 
     def finished(self) -> None:
         """Note that the rank has nothing left to do."""

@@ -93,8 +93,10 @@ def _left_in_groups() -> list[int]:
 
 
 def free_gpu_memory() -> int | None:
-    """The bytes that the fullest GPU of this host has left, without starting CUDA here; None without nvidia-smi."""
-    answer = _answer("nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits")
+    """The bytes that the fullest GPU for this process has left, without starting CUDA here; None without nvidia-smi."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")  # others may be full of somebody else's work
+    own = [f"--id={chosen}"] if chosen else []
+    answer = _answer("nvidia-smi", *own, "--query-gpu=memory.free", "--format=csv,noheader,nounits")
     sizes = [int(line) * 2**20 for line in answer.split("\n") if line.strip().isdigit()]
     return min(sizes, default=None)
 

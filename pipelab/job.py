@@ -1,5 +1,6 @@
 """What is to be run, and how? One value, the same on every rank and every machine. Read next: `assembly`."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -102,8 +103,19 @@ class Job:
 
 
 def usable_device(name: str | torch.device) -> torch.device:
-    """The device of this name. Raises ValueError when it is a GPU and there is none."""
+    """The device of this name. Raises ValueError when it is a GPU and there is none, and for other kinds of device."""
+    if str(name) not in ("cpu", "cuda", "cuda:0"):
+        raise ValueError(f"device is 'cpu' or 'cuda': got {str(name)!r}; which GPU that is, CUDA_VISIBLE_DEVICES says")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device}: torch sees no CUDA device here; use device='cpu'")
     return device
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The processor, or this rank's own GPU; ranks share GPUs where they are fewer, which NCCL refuses."""
+    if device.type != "cuda":
+        return device
+    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(own)
+    return own

@@ -4,7 +4,6 @@ Every rank calls `train` with the same arguments (SPMD: single program, multiple
 others are), `transport.processes` (how messages reach them).
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +19,7 @@ from pipelab.collector import collector_at_rest
 from pipelab.cuda_clock import CudaWallClock
 from pipelab.feed import OfStep, Tell, nobody
 from pipelab.flights import landings
-from pipelab.job import Job
+from pipelab.job import Job, own_device
 from pipelab.launcher import recorder as recorder_of_a_launch
 from pipelab.lower import peer
 from pipelab.microbatches import Microbatches
@@ -46,7 +45,7 @@ class ProcessRank(Ranks):
         patience = job.timeout + GRACE
         self.world = World(job.mesh.size, patience)
         try:
-            job = replace(job, device=_own_device(job.device))
+            job = replace(job, device=own_device(job.device))
             clock = make_clock(job.clock, job.device, make_turn(job.device, self.world.turn()))
             self.transport = self._transport(job, clock, patience)
             evaluates = job.evaluation is not None
@@ -56,15 +55,15 @@ class ProcessRank(Ranks):
             self.kept: list[OfStep] = []
             own = self.kept.append if self.gathers and self.world.rank > 0 else tell
             super().__init__(job, [place], own)
-        except BaseException:
-            self.world.close()
+        except BaseException as error:
+            self.world.close(error)
             raise
         self.residual = self.world.residual
         self._origin = 0.0
 
     def __enter__(self) -> "ProcessRank":
         super().__enter__()
-        self.resources.callback(self.world.close)
+        self.resources.push(self.world.close)
         (worker,) = self.workers
         worker.recorder = self.resources.enter_context(watched(self.job.timeout))
         for evaluator in self.evaluators:
@@ -88,11 +87,13 @@ class ProcessRank(Ranks):
 
     def _seats(self, job: Job, clock: Clock, patience: float) -> dict[str, Group]:
         """Every rank makes all groups, in one order, and has a seat in its own."""
-        backend = "nccl" if job.transport == "nccl" else "gloo"
+        how: dict[str, Any] = {}
+        if job.transport == "nccl":
+            how = {"backend": "nccl", "device_id": job.device}  # connected here, and not where its ranks first meet
         seats = {}
         for name, families in all_groups(job.mesh, job.program.placement, job.ties).items():
             for members in families:
-                group = self.world.group(members, backend)
+                group = self.world.group(members, **how)
                 if self.world.rank in members:
                     index = members.index(self.world.rank)
                     carrier = ProcessGroup(group, len(members), patience, stamped=job.clock == "virtual")
@@ -182,12 +183,3 @@ class ProcessRank(Ranks):
             self.world.share(owner, list(shards[index].values()))
         for name, value in join_state(shards, dims).items():
             whole[name].copy_(value)
-
-
-def _own_device(device: torch.device) -> torch.device:
-    """The processor, or this rank's own GPU; ranks share GPUs where they are fewer, which NCCL refuses."""
-    if device.type != "cuda":
-        return device
-    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    torch.cuda.set_device(own)
-    return own

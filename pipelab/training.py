@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from math import inf
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from pipelab.device_mesh import from_device_mesh
 from pipelab.evaluation import Evaluation
 from pipelab.feed import Feed, Listener, OfStep, Started, StepEnded
 from pipelab.fit import check_fit
-from pipelab.job import Job, usable_device
+from pipelab.job import Job, own_device, usable_device
 from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import lower
 from pipelab.mesh import Mesh
@@ -140,9 +141,13 @@ def train(
     refuse_evaluation(evaluation, mesh.dp * schedule.microbatches)
     if autocast not in (None, torch.bfloat16):
         raise ValueError(f"autocast is torch.bfloat16, which needs no scaling of the loss, or None: got {autocast}")
-    device = usable_device(device)
+    if not 0 < timeout < inf:
+        raise ValueError(f"timeout is how many seconds a rank may wait for another, above 0: got {timeout}")
+    device, launches = usable_device(device), transport in RULES and not is_rank()
+    if is_rank():
+        device = own_device(device)  # before anything starts CUDA, and on the first GPU for every rank
     if zero or mesh.tp > 1:
-        check_parts(optimizer, flat=zero, device=device)
+        check_parts(optimizer, flat=zero, device=torch.device("cpu") if launches else device)
     refuse_machine(transport, device, comm, mesh, clock, link)
     by_stage = policies_of(model, schedule.stages, checkpointing, at)
     job = Job(
@@ -161,7 +166,6 @@ def train(
         )
     if transport in RULES:
         check_messages(job.program, RULES[transport], blocking=job.blocking)
-    launches = transport in RULES and not is_rank()
     events = Feed(feed if is_first() else None)
     batches = iter(itertools.islice(continued(batches, job.first), steps))
     first = next(batches, None)

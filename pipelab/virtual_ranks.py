@@ -5,6 +5,7 @@ Read next: `worker` (what a rank does), `stage` (what it does it with).
 
 import os
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -94,7 +95,8 @@ class VirtualRanks(Ranks):
             if cause is not None and not isinstance(cause, Aborted):
                 report = whereabouts if isinstance(cause, TimeoutError) else ""
                 failed = f"rank {worker.global_rank} failed at {worker.at or 'the end of the step'}"
-                error = RunError(f"{failed}: {type(cause).__name__}: {cause}", report)
+                text = "".join(traceback.format_exception(cause))
+                error = RunError(f"{failed}: {type(cause).__name__}: {cause}", report, text, worker.global_rank)
                 error.__cause__ = cause
                 return error
         raise AssertionError("a run failed without a cause")

@@ -7,7 +7,7 @@ their orders do not fit together). Read next: `failure`.
 
 from collections.abc import Mapping
 
-from pipelab.flight_recorder import WAITING, Note
+from pipelab.flight_recorder import RUNNING, TURN, WAITING, Note
 
 Graph = Mapping[int, tuple[int, ...]]
 """For each waiting rank, the ranks that it waits for."""
@@ -17,15 +17,17 @@ def wait_for_graph(last: Mapping[int, Note | None]) -> Graph:
     """The edges between ranks, from what each noted last.
 
     A peer that itself stands at what is awaited has done its part (the message is under way, or it is at the same
-    collective), so there is no edge to it.
+    collective), so there is no edge to it. Who waits for its turn waits for whoever runs.
 
     >>> wait_for_graph({0: Note(0, "running", "0F1"), 1: Note(0, "waiting", "1RECV_F1", "0SEND_F1", (0,))})
     {1: (0,)}
     """
     graph = {}
+    running = tuple(rank for rank, note in last.items() if note is not None and note.state == RUNNING)
     for rank, note in last.items():
         if note is not None and note.state == WAITING:
-            graph[rank] = tuple(peer for peer in note.peers if peer != rank and not _is_there(last.get(peer), note))
+            peers = running if note.awaited == TURN else note.peers
+            graph[rank] = tuple(peer for peer in peers if peer != rank and not _is_there(last.get(peer), note))
     return graph
 
 

@@ -117,8 +117,10 @@ class Worker:
         try:
             self._execute(batch, record)
             self._finish_sums(record)
-        finally:
-            record.spans, record.curve = self.clock.settle(record.spans, record.curve)
+        except BaseException:
+            record.spans, record.curve = self.clock.reached(record.spans, record.curve)
+            raise
+        record.spans, record.curve = self.clock.settle(record.spans, record.curve)
         for stage in self.stages.values():
             self._watched(stage, record)
             if isinstance(stage, UpdatingStage):
@@ -176,8 +178,8 @@ class Worker:
         """Compute; notes the span, and what is held meanwhile and afterwards."""
         element, tasks = plan
         batch, record = now.batch, now.record
-        self.recorder.running(element)
-        outputs, start, end = self.clock.run(lambda: [self._perform(task, batch, record) for task in tasks])
+        self.recorder.queueing(element)
+        outputs, start, end = self.clock.run(lambda: self._perform_all(element, tasks, batch, record))
         for task, output in zip(tasks, outputs, strict=True):
             if output is not None and task.gives is not None:
                 self._values[task.gives] = output, task.action, self.meter.hold(output) if task.stays else None
@@ -193,9 +195,18 @@ class Worker:
             self._note_meetings(self.tp, element, record)
         now.waited = None
 
-    def _perform(self, task: _Task, batch: Microbatches, record: Record) -> Tensor | None:
-        self.meter.owner = task.action
-        return task.compute(task, batch, record)
+    def _perform_all(
+        self, element: Element, tasks: list[_Task], batch: Microbatches, record: Record
+    ) -> list[Tensor | None]:
+        """Once it is this rank's turn."""
+        self.recorder.running(element)
+        if self.tp is not None:
+            self.tp.recorder, self.tp.at = self.recorder, element
+        outputs = []
+        for task in tasks:
+            self.meter.owner = task.action
+            outputs.append(task.compute(task, batch, record))
+        return outputs
 
     def _count(self) -> Moment:
         """What is held now that an action has ended."""
@@ -251,8 +262,13 @@ class Worker:
         """Let a stage step its optimizer, in a lane of its own: a synchronous step is timed without its update, too."""
         stage, batch, record = self.stages[step.stage], now.batch, now.record
         assert isinstance(stage, UpdatingStage)
-        self.recorder.running(step)
-        (staleness, held), start, end = self.clock.aside(lambda: stage.update(step.microbatch))
+        self.recorder.queueing(step)
+
+        def update() -> tuple[int, int]:
+            self.recorder.running(step)
+            return stage.update(step.microbatch)
+
+        (staleness, held), start, end = self.clock.aside(update)
         record.updates.append(Update(step.stage, step.microbatch, staleness, held))
         if self.recording:
             record.spans.append(Span(self.rank, "memory", step, start, end))

@@ -136,10 +136,12 @@ class World:
             self.everybody(None)
         return lock
 
-    def close(self) -> None:
-        """Leave all groups; whoever still waits for this rank learns it at once."""
+    def close(self, *failure: object) -> None:
+        """Leave all groups; whoever still waits for this rank learns it at once. After a failure those of NCCL are left
+        to the end of the process: they would first wait for messages that nobody sends."""
         for group in reversed(self._groups):
-            dist.destroy_process_group(group)
+            if not any(failure) or dist.get_backend(group) != "nccl":
+                dist.destroy_process_group(group)
         self._groups.clear()
 
     def _align(self) -> tuple[float, float]:

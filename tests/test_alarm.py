@@ -132,14 +132,16 @@ def test_a_rank_that_never_starts_is_named_and_nothing_is_left(capfd, monkeypatc
     assert not list(tmp_path.glob("pipelab-*"))
 
 
-def test_when_rank_0_dies_the_others_end_too(capfd):
+def test_when_rank_0_dies_the_others_end_too_and_say_what_they_were_at(capfd):
     def part(rank, recorder):
         if rank == 0:
             os._exit(5)
+        recorder.waiting("1RECV_F5", "0SEND_F5", [0])
         time.sleep(60)
 
     assert on_their_own(part, ranks=2) == [5, 1]
-    assert "ends: rank 0 ended without a word" in capfd.readouterr().err
+    printed = capfd.readouterr().err
+    assert re.search(r"ends: rank 0 ended without a word\n.* rank 1: waiting for 0SEND_F5 of rank 0, for \d", printed)
 
 
 SCRIPT = """

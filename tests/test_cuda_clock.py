@@ -114,6 +114,21 @@ def test_the_wall_clock_of_a_gpu_gives_the_spans_of_the_gpu_not_of_the_launches(
     assert curve == [(pytest.approx(1.5, abs=1e-9), 64)]
 
 
+def test_of_a_step_that_breaks_off_the_gpu_clock_tells_what_was_reached_and_waits_for_nothing(device):
+    clock = CudaWallClock(Stamps(size=8, make=device.event))
+    clock.restart(origin=4.0)
+    spans, curve = [], []
+    for action in ("0F0", "0F1"):
+        _, start, end = clock.run(lambda: device.work(0.5))
+        spans.append(Span(0, "compute", pl.Action.parse(action), start, end))
+        curve.append((end, 64))
+        if action == "0F0":
+            device.run()
+    spans, curve = clock.reached(spans, curve)
+    assert [(str(span.action), span.start, span.end) for span in spans] == [("0F0", 1.0, 1.5)] and curve == [(1.5, 64)]
+    assert device.host == 5.5 and device.queue  # the second is still under way
+
+
 def test_an_update_on_a_gpu_lasts_as_long_as_the_gpu_says_and_the_host_does_not_wait(device):
     clock = CudaWallClock(Stamps(size=4, make=device.event))
     clock.restart(origin=4.0)

@@ -90,3 +90,14 @@ def test_a_host_that_cannot_launch_is_told_in_a_sentence_and_fails(monkeypatch, 
     printed = json.loads(capsys.readouterr().out)
     assert printed["launch"]["error"].startswith("launch forks processes")
     assert printed["can_run"] and "cannot be launched" in printed["missing"][0]["what"]
+
+
+def test_of_the_gpus_of_a_host_only_those_of_this_process_are_asked_what_they_have_left(monkeypatch, tmp_path):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\ncase $1 in --id=2,3) echo 7; echo 9;; *) echo 1;; esac\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert host.free_gpu_memory() == 2**20
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    assert host.free_gpu_memory() == 7 * 2**20

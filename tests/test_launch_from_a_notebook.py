@@ -92,6 +92,27 @@ def work(limit):
     assert printed == "False [0, 0]\n"
 
 
+@pytest.mark.parametrize("transport", ["memory", "gloo"])
+def test_training_with_a_layer_of_a_cell_that_fails_shows_the_line_of_that_cell(kernel, transport):
+    _, client = kernel
+    defined = """
+import torch
+from torch import nn
+
+class Broken(nn.Module):
+    def forward(self, x):
+        raise ValueError("no such luck")  # the guilty line
+
+layers = nn.Sequential(nn.Linear(2, 2), Broken())
+batch = torch.ones(2, 2), torch.zeros(2, dtype=torch.int64)
+"""
+    assert run(client, defined) == ("", "")
+    code = f"pl.train(layers, [batch], pl.build('1f1b', 2, 2), transport='{transport}')"
+    _, error = run(client, code)
+    assert 'raise ValueError("no such luck")  # the guilty line' in error
+    assert re.search(r"RunError: rank 1 .*1F0.*: no such luck", error)
+
+
 def test_a_class_of_a_cell_comes_back_as_itself_and_keeps_seeing_the_notebook(kernel):
     _, client = kernel
     defined = """

@@ -296,6 +296,11 @@ def test_a_number_of_ranks_out_of_bounds_is_refused(ranks):
         launch(int, ranks=ranks)
 
 
+def test_a_timeout_that_is_over_at_once_is_refused():
+    with pytest.raises(ValueError, match="above 0: got -1"):
+        launch(int, ranks=2, timeout=-1)
+
+
 def test_what_cannot_be_sent_is_refused_before_any_rank_starts():
     lock = threading.Lock()
     with pytest.raises(ValueError, match=r"cannot be sent to the ranks \(cannot pickle.*make what they need inside"):

@@ -4,6 +4,7 @@ import copy
 import gc
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -311,6 +312,32 @@ def test_a_rank_that_is_killed_and_one_that_hangs_are_named_with_what_they_did()
         model = nn.Sequential(nn.Linear(2, 2), layer, nn.Linear(2, 2))
         with pytest.raises(RunError, match=sentence):
             train(model, [given], pl.build("1f1b", 3, 4), transport="gloo", timeout=3)
+
+
+class Hangs(nn.Module):
+    """In the third forward of one rank."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank, self.calls = str(rank), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if (os.environ["RANK"], self.calls) == (self.rank, 3):
+            time.sleep(30)
+        return x
+
+
+@pytest.mark.parametrize(("rank", "mesh"), [(2, pl.Mesh(pp=3)), (3, pl.Mesh(pp=2, tp=2))])
+def test_a_rank_that_hangs_is_named_and_not_those_that_it_keeps_from_their_turn_or_their_collective(rank, mesh):
+    model = GPT(GPTConfig(vocabulary=17, width=8, heads=2, layers=4, context=5, dropout=0.0))
+    model.insert(len(model) - 1, Hangs(rank))
+    with pytest.raises(
+        RunError, match=rf"rank {rank} \(pid \d+\) gave no sign of life for 2 s while running \dF2"
+    ) as e:
+        train(model, [batch(4)], pl.build("1f1b", mesh.pp, 4), mesh, transport="gloo", timeout=2)
+    waits = "its turn to run" if mesh.tp == 1 else "the all_reduce of 1F2 for rank 3"
+    assert re.search(rf"rank \d: waiting (for|at) {waits}", e.value.report)
 
 
 def test_a_rank_that_hangs_after_its_last_action_is_named_and_not_those_that_wait_at_the_end_of_the_step():

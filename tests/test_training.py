@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import threading
 
 import pytest
@@ -217,6 +218,10 @@ def test_a_stage_that_fails_is_named_with_its_rank_and_action_and_nobody_waits()
         ({"zero": True}, "raise dp"),
         ({"clip": -1.0}, "largest norm"),
         ({"clock": "sun"}, "'virtual' or 'wall'"),
+        ({"timeout": 0.0}, "above 0: got 0"),
+        ({"timeout": math.nan, "transport": "gloo"}, "above 0: got nan"),
+        ({"device": "mps"}, "'cpu' or 'cuda': got 'mps'"),
+        ({"device": "cuda:1"}, "CUDA_VISIBLE_DEVICES"),
         ({"schedule": pl.Schedule.from_text("0F0\n1F0 1B0")}, "0B0"),
         ({"batches": [(torch.ones(4, 2), torch.zeros(3, dtype=torch.int64))]}, "4 inputs come with 3 targets"),
     ],

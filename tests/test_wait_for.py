@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipelab as pl
-from pipelab.flight_recorder import Note
+from pipelab.flight_recorder import TURN, Note
 from pipelab.lower import lower
 from pipelab.wait_for import cycle, holding_up, wait_for_graph
 
@@ -78,3 +78,10 @@ def test_in_every_moment_of_a_legal_program_somebody_works():
         graph = wait_for_graph(last)
         assert cycle(graph) == ()
         assert not graph or holding_up(graph)
+
+
+def test_who_waits_for_its_turn_waits_for_the_rank_that_runs():
+    # In virtual time ranks compute one at a time: rank 2 hangs in the midst of its work, and rank 1 would have more.
+    last = {0: waiting("0RECV_B0", "1SEND_B0", 1), 1: waiting("1B0", TURN), 2: running("2F3")}
+    assert wait_for_graph(last) == {0: (1,), 1: (2,)}
+    assert holding_up(wait_for_graph(last)) == (2,)

@@ -56,6 +56,8 @@ def launch(
     """
     if not 1 <= ranks <= MOST_RANKS:
         raise ValueError(f"ranks must be from 1 to {MOST_RANKS}: got {ranks}")
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout is how many seconds may pass without a sign of life, above 0: got {timeout}")
     if os.name != "posix":
         raise ValueError("launch forks processes, which this system cannot; run the notebook under Linux, WSL or macOS")
     order = {

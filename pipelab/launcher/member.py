@@ -17,8 +17,8 @@ from pipelab.flight_recorder import Note
 from pipelab.launcher import frames
 from pipelab.launcher.server import REPORT, Server
 
-TAIL = 20
-"""Lines of a rank that are kept for the report of a failure."""
+TAIL = 60
+"""Lines of a rank that are kept for the report of a failure: a whole stack."""
 
 LONGEST_LINE = 2**16
 

@@ -9,6 +9,7 @@ Not run on several GPUs yet.
 """
 
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ from pipelab.message_order import AHEAD, Channel, channels
 from pipelab.transport import Message
 from pipelab.transport.processes import Layout, Line, Processes, Times
 from pipelab.world import World
+
+os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+"""Queues to the GPU, before CUDA starts: with 8, streams share them, and one's work waits behind another's message."""
 
 LOOK = 20e-6
 """Seconds between two looks at an event that is waited for with a deadline."""

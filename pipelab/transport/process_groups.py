@@ -60,10 +60,11 @@ class _Arriving:
     """Kept alive until all is there."""
 
     def wait(self) -> tuple[Tensor, float]:
-        """See `Arriving.wait`."""
+        """See `Arriving.wait`. For no longer than the group was made for: told a timeout here, NCCL would have the host
+        wait, and not the stream alone."""
         for work in self.works:
             try:
-                work.wait(self.timeout)
+                work.wait()
             except RuntimeError as error:
                 if "imed out" in str(error):
                     seconds = self.timeout.total_seconds()
