@@ -15,6 +15,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
+from pipelab.collector import collector_at_rest
 from pipelab.costs import Costs
 from pipelab.placement import Placement
 from pipelab.schedule import Schedule
@@ -54,6 +55,7 @@ def gap(length: Number, least: Number) -> Number:
     return ratio(length, least) - 1 if least else 0
 
 
+@collector_at_rest()
 def find(
     ranks: int,
     microbatches: int,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import takewhile
 
 from pipelab.action import Action, B, Element, I, W, parts
+from pipelab.placement import Placement
 from pipelab.schedule import Schedule
 from pipelab.schedules.dualpipe_v import dualpipe_v
 from pipelab.schedules.gpipe import gpipe
@@ -59,12 +60,10 @@ def _named(problem: Problem, microbatches: int) -> Iterator[Schedule]:
     if V == 1:
         yield from (generate(P, microbatches) for generate in ONE_STAGE)
         return
-    for schedule in (
-        *(generate(P, microbatches, V) for generate in LOOPED),
-        *(generate(P, microbatches) for generate in V_SHAPED if V == 2),
-    ):
-        if schedule.placement == problem.placement:
-            yield schedule
+    if problem.placement == Placement.loop(P, V):
+        yield from (generate(P, microbatches, V) for generate in LOOPED)
+    if problem.placement == Placement.vee(P):
+        yield from (generate(P, microbatches) for generate in V_SHAPED)
 
 
 def _in_turn(blocks: list[tuple[Element, ...]], size: int) -> list[Action]:
