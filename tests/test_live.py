@@ -227,6 +227,11 @@ def test_every_control_of_the_playground_is_answered():
     assert ground.controls["chunks"].disabled and "limit 2" in ground.table.value
 
 
+def test_a_schedule_that_is_none_is_refused_at_once():
+    with pytest.raises(ValueError, match="no schedule '1f2b'; did you mean 1f1b"):
+        live.playground(schedule="1f2b")
+
+
 def test_a_question_without_an_answer_is_told_and_the_picture_stays():
     ground = Playground(Question("zb-auto", ranks=2, microbatches=4))
     for name in ("F", "I", "W"):

@@ -60,10 +60,6 @@ def build(name: str, ranks: int, microbatches: int, chunks: int | None = None, *
     0F0 0F1 0B0 0B1
     1F0 1B0 1F1 1B1
     """
-    if name not in GENERATORS:
-        close = difflib.get_close_matches(str(name), GENERATORS, n=1)
-        hint = f"did you mean {close[0]}? the names are" if close else "the names are"
-        raise ValueError(f"there is no schedule {name!r}; {hint} {', '.join(GENERATORS)}")
     takes = options_of(name)
     ranks, microbatches = count("ranks", ranks), count("microbatches", microbatches)
     chunks = None if chunks is None else count("chunks", chunks)
@@ -103,11 +99,15 @@ def kinds_of(name: str) -> int:
 
 
 def options_of(name: str) -> tuple[str, ...]:
-    """The options that a schedule takes beyond ranks and microbatches.
+    """The options that a schedule takes beyond ranks and microbatches. Raises ValueError for an unknown name.
 
     >>> options_of("interleaved")
     ('chunks',)
     """
+    if name not in GENERATORS:
+        close = difflib.get_close_matches(str(name), GENERATORS, n=1)
+        hint = f"did you mean {close[0]}? the names are" if close else "the names are"
+        raise ValueError(f"there is no schedule {name!r}; {hint} {', '.join(GENERATORS)}")
     return tuple(inspect.signature(GENERATORS[name]).parameters)[2:]
 
 

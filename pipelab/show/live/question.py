@@ -17,7 +17,8 @@ from pipelab.units import digits, percent
 
 @dataclass(frozen=True)
 class Question:
-    """A schedule and its shape, the times of F, I and W and of a hop, and what spoils them.
+    """A schedule and its shape, the times of F, I and W and of a hop, and what spoils them. Raises ValueError for an
+    unknown schedule.
 
     `imbalance` makes the last rank's stages so much longer (0.5: half as long again); `limit` is a memory limit in
     micro-batches, 0 for none; `lanes` shows every message.
@@ -34,6 +35,9 @@ class Question:
     imbalance: Number = 0
     limit: int = 0
     lanes: bool = False
+
+    def __post_init__(self) -> None:
+        options_of(self.schedule)
 
 
 @dataclass(frozen=True)
