@@ -782,6 +782,7 @@ def test_train_recomputes_and_stays_equal_to_the_uncut_model(policy, pipelab, tm
         (["--checkpointing", "half"], ["--checkpointing", "'half'", "selective"]),
         (["--checkpointing", "full,full,full"], ["checkpointing", "2 in all: got 3"]),
         (["--checkpointing", "full", "--hoist", "-1"], ["--hoist", "'-1'"]),
+        (["--hoist", "1"], ["--hoist", "add --checkpointing"]),
         (["--checkpointing", "full", "--balance", "time"], ["--balance", "without recomputation", "--layout"]),
     ],
 )

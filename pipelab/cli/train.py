@@ -28,6 +28,7 @@ from pipelab.costs import Costs
 from pipelab.explain import explain
 from pipelab.interrupt import leaving_at_once
 from pipelab.mesh import Mesh
+from pipelab.recompute import NONE
 from pipelab.schedule import Schedule
 from pipelab.schedules import SCHEDULES, build
 from pipelab.validate import validate
@@ -145,6 +146,10 @@ def _refuse_what_is_not_there(options: argparse.Namespace) -> None:
         raise CommandError("--device cuda: torch sees no CUDA device here; use --device cpu")
     if options.bandwidth == 0:
         raise CommandError("--bandwidth must be positive: got 0; leave it out for an unlimited one")
+    if options.hoist and options.checkpointing == NONE:
+        raise CommandError(
+            "--hoist puts recomputation forward, and there is none: add --checkpointing, or leave it out"
+        )
     if options.clip == 0:
         raise CommandError("--clip must be positive: got 0; leave it out for no clipping")
     for option, axis, what in (("zero", "dp", "replicas"), ("sequence_parallel", "tp", "tensor shards")):
