@@ -147,9 +147,7 @@ def _refuse_what_is_not_there(options: argparse.Namespace) -> None:
     if options.bandwidth == 0:
         raise CommandError("--bandwidth must be positive: got 0; leave it out for an unlimited one")
     if options.hoist and options.checkpointing == NONE:
-        raise CommandError(
-            "--hoist puts recomputation forward, and there is none: add --checkpointing, or leave it out"
-        )
+        raise CommandError("--hoist puts recomputation forward, and there is none: add --checkpointing")
     if options.clip == 0:
         raise CommandError("--clip must be positive: got 0; leave it out for no clipping")
     for option, axis, what in (("zero", "dp", "replicas"), ("sequence_parallel", "tp", "tensor shards")):
