@@ -161,12 +161,6 @@ def describe(fates: Sequence[Fate], now: float | None = None) -> str:
     return "\n".join(shown)
 
 
-def deadlock(last: Mapping[int, Note | None]) -> str:
-    """The circle of a deadlock in words; "" where there is none."""
-    circle = cycle(wait_for_graph(last))
-    return f"deadlock: {_round(circle, last)}" if circle else ""
-
-
 def _error(sentence: str, guilty: Fate, fates: Sequence[Fate], others_too: bool = True) -> RunError:
     parts = []
     if others := [fate for fate in fates if fate is not guilty and others_too]:
@@ -253,4 +247,4 @@ def _ranks(ranks: Sequence[int]) -> str:
     return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))
 
 
-__all__ = ["Fate", "Graph", "RunError", "culprit", "deadlock", "describe", "failure", "hang"]
+__all__ = ["Fate", "Graph", "RunError", "culprit", "describe", "failure", "hang"]

@@ -16,8 +16,9 @@ from torch import nn
 from pipelab.clock import Measures, make_clock, make_turn
 from pipelab.collectives import Group
 from pipelab.collector import collector_at_rest
-from pipelab.failure import Fate, RunError, deadlock, describe
+from pipelab.failure import Fate, RunError, hang
 from pipelab.feed import Tell, nobody
+from pipelab.flight_recorder import WAITING
 from pipelab.job import Job
 from pipelab.microbatches import Microbatches
 from pipelab.place import Groups, Place, all_groups
@@ -83,28 +84,26 @@ class VirtualRanks(Ranks):
             wait(futures)
             raise
         if any(future.exception() for future in done):
-            whereabouts = self._whereabouts()
+            fates = [Fate(worker.global_rank, notes=worker.recorder.notes()) for worker in self.workers]
             self._abort()
             wait(futures)
-            raise self._failure(futures, whereabouts)
+            raise self._failure(futures, fates)
         return [future.result() for future in futures]
 
-    def _failure(self, futures: list[Future[Result]], whereabouts: str) -> RunError:
-        for worker, future in zip(self.workers, futures, strict=True):
+    def _failure(self, futures: list[Future[Result]], fates: Sequence[Fate]) -> RunError:
+        for worker, fate, future in zip(self.workers, fates, futures, strict=True):
             cause = future.exception()
-            if cause is not None and not isinstance(cause, Aborted):
-                report = whereabouts if isinstance(cause, TimeoutError) else ""
+            if cause is None or isinstance(cause, Aborted):
+                continue
+            if isinstance(cause, TimeoutError) and fate.last is not None and fate.last.state == WAITING:
+                error = hang(fates, self.job.timeout)
+            else:
                 failed = f"rank {worker.global_rank} failed at {worker.at or 'the end of the step'}"
                 text = "".join(traceback.format_exception(cause))
-                error = RunError(f"{failed}: {type(cause).__name__}: {cause}", report, text, worker.global_rank)
-                error.__cause__ = cause
-                return error
+                error = RunError(f"{failed}: {type(cause).__name__}: {cause}", "", text, worker.global_rank)
+            error.__cause__ = cause
+            return error
         raise AssertionError("a run failed without a cause")
-
-    def _whereabouts(self) -> str:
-        """Who waited for whom."""
-        fates = [Fate(worker.global_rank, notes=worker.recorder.notes()) for worker in self.workers]
-        return "\n".join(filter(None, (describe(fates), deadlock({fate.rank: fate.last for fate in fates}))))
 
     @property
     def pids(self) -> tuple[int, ...]:
