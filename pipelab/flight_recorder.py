@@ -28,7 +28,8 @@ MOST_PEERS = 16
 _COUNT = struct.Struct("<Q")
 _MOMENT = struct.Struct("<d")
 _WORDS = struct.Struct(f"<BB{2 * MOST_PEERS}s43s43s")
-_PLACE = _MOMENT.size + _WORDS.size
+_NOTE = struct.Struct(f"<d{_WORDS.size}s")
+_PLACE = _NOTE.size
 SIZE = _PLACE * (ENTRIES + 1)
 """Bytes of one rank's ring; in its first place is the number of notes ever written."""
 
@@ -85,9 +86,7 @@ class FlightRecorder:
         words = self._words.get(note)
         if words is None:
             words = self._words[note] = self._packed(*note)
-        offset = _PLACE * (1 + self._written % ENTRIES)
-        _MOMENT.pack_into(self._memory, offset, time.time())
-        self._memory[offset + _MOMENT.size : offset + _PLACE] = words
+        _NOTE.pack_into(self._memory, _PLACE * (1 + self._written % ENTRIES), time.time(), words)
         self._written += 1  # after the note: who reads meanwhile sees the notes before it
         _COUNT.pack_into(self._memory, 0, self._written)
 

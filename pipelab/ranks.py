@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pipelab.assembly import make_evaluator, make_worker
 from pipelab.clock import undisturbed
 from pipelab.collectives import add_traffic, traffic_of
+from pipelab.collector import heap_set_aside
 from pipelab.data_parallel import first_that_differs
 from pipelab.evaluation import in_evaluation_mode
 from pipelab.failure import RunError
@@ -59,6 +60,7 @@ class Ranks(ABC):
 
     def __enter__(self) -> Self:
         self.resources.enter_context(undisturbed())
+        self.resources.enter_context(heap_set_aside())
         if self.reporter is not None:
             self.resources.enter_context(self.reporter)
         for worker in self.workers:
