@@ -14,6 +14,7 @@ import plotly.graph_objects as go
 import plotly.io as pio
 
 from pipelab.show.palette import EDGE, GRID, INK, PAPER
+from pipelab.show.plain import chart_svg
 from pipelab.show.report import FETCHED
 
 WIDTH = 88  # letters of a title that have room in a line of a notebook
@@ -26,7 +27,7 @@ class Chart(go.Figure):
     <chart: a is longer than b>
     """
 
-    _still: Callable[[], str | None] = staticmethod(lambda: None)  # draws the picture as SVG
+    _still: Callable[[], str | None] | None = None  # draws the picture as SVG, where `chart_svg` would do it worse
 
     @property
     def text(self) -> str:
@@ -35,8 +36,8 @@ class Chart(go.Figure):
 
     @property
     def svg(self) -> str | None:
-        """The still picture, if this chart has one: a timeline, unless it has too many bars."""
-        return self._still()
+        """The still picture, unless this chart has too many marks."""
+        return chart_svg(self) if self._still is None else self._still()
 
     def __repr__(self) -> str:
         return f"<chart: {str(self.layout.title.text).replace('<br>', ' ')}>"

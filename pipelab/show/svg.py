@@ -22,6 +22,7 @@ HATCHES: Mapping[str, str] = MappingProxyType(
         "\\": '<path d="M0 0 6 6"/>',
         "x": '<path d="M0 0 6 6M0 6 6 0"/>',
         "-": '<path d="M0 3H6"/>',
+        "|": '<path d="M3 0V6"/>',
         ".": '<circle cx="3" cy="3" r="0.8"/>',
     }
 )
