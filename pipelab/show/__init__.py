@@ -2,7 +2,7 @@
 
 Read in this order: `text`, `table`, `palette`, `raster`; then `chart`, `timeline`, `bars`, `memory`, `holdings`, `svg`,
 `waiting`, `overlay`; then `idle`, `bubble`, `frontier`, `balance`, `microbatch`, `losses`, `continued`, `mesh`,
-`traffic`; then `perfetto` and `report`.
+`traffic`; then `strokes`, `axis`, `forms` and `plain`, which draw where no script runs; then `perfetto` and `report`.
 """
 
 from pipelab.show.balance import balance_chart

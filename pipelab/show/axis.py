@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import ceil, floor, isfinite, log10
+from numbers import Real
 from typing import Any
 
 from pipelab.show.strokes import width
@@ -122,8 +123,10 @@ def axes_of(layout: Any, traces: Iterable[Any]) -> Mapping[str, Axis] | None:
             scale = scales.setdefault(look.matches or short, Scale(from_zero=look.rangemode == "tozero"))
             axes.setdefault(short, Axis(look, scale))
             for value in values_of(trace[letter]):
-                if isinstance(value, (str, tuple)):
+                if isinstance(value, str | tuple):
                     scale.names.setdefault(value, len(scale.names))
+                elif not isinstance(value, Real | None):
+                    return None
     return axes
 
 

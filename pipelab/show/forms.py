@@ -73,8 +73,9 @@ def _boxes(
         start = float(base) if base is not None else stacked[key] if mode in ("stack", "relative") else 0.0
         stacked[key] += float(length)
         ends = ((start, start + float(length)), (low, low + width))
-        made.append(Box(*(ends if across else ends[::-1]), words if words and bar.textposition != "none" else ""))
-        along.scale.show(ends[1])
+        x, y = ends if across else ends[::-1]
+        made.append(Box(x, y, words if words and bar.textposition != "none" else ""))
+        along.scale.show((*ends[1], middle - apart / 2, middle + apart / 2))
         amount.scale.show(ends[0], loose=True, from_zero=True)
     return made
 
@@ -91,7 +92,7 @@ def _curve(trace: Any, axes: Mapping[str, Axis], stacked: dict[Any, float]) -> C
         stacked.update(zip(keys, ys, strict=True))
     across.scale.show(xs, loose=mode_of(trace) != "lines")
     upright.scale.show(ys, loose=True, from_zero=bool(trace.stackgroup))
-    return Curve(list(zip(xs, ys, strict=True)), below, each(trace.text or "", len(xs)))
+    return Curve(list(zip(xs, ys, strict=True)), below, each("" if trace.text is None else trace.text, len(xs)))
 
 
 def mode_of(trace: Any) -> str:

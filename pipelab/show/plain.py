@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pipelab.show.axis import Axis, axes_of, values_of
 from pipelab.show.forms import Curve, each, forms_of, mode_of
 from pipelab.show.palette import GRID, INK, PAPER
-from pipelab.show.strokes import LINE, SYMBOLS, Points, arrow, mark, path, stairs, stroke, tile, width, words
+from pipelab.show.strokes import DASHES, LINE, SYMBOLS, Points, arrow, mark, path, stairs, stroke, tile, width, words
 from pipelab.show.svg import HATCHES
 
 if TYPE_CHECKING:
@@ -48,10 +48,28 @@ def chart_svg(figure: "go.Figure") -> str | None:
 
 
 def _is_known(trace: Any) -> bool:
+    """Whether all of this trace would be drawn as it is meant."""
     if trace.type == "bar":
-        return trace.marker.pattern.shape in (None, "", *HATCHES) and isinstance(trace.marker.color, (str, type(None)))
-    known = trace.type == "scatter" and trace.fill is None and trace.line.shape in (None, "linear", "hv", "spline")
-    return known and str(trace.marker.symbol or "circle").removesuffix("-open") in SYMBOLS
+        return trace.marker.pattern.shape in (None, "", *HATCHES) and isinstance(trace.marker.color, str | None)
+    if (
+        trace.type != "scatter"
+        or trace.fill is not None
+        or not all(isinstance(size, int | float | None) for size in (trace.marker.size, trace.marker.line.width))
+    ):
+        return False
+    symbol, line, colours = trace.marker.symbol, trace.line, each(trace.marker.color, 1)
+    return (
+        (symbol is None or (isinstance(symbol, str) and symbol.removesuffix("-open") in SYMBOLS))
+        and line.shape in (None, "linear", "hv", "spline")
+        and line.dash in (None, "solid", *DASHES)
+        and all(isinstance(colour, str | None) for colour in colours)
+    )
+
+
+def _colour(trace: Any) -> str | None:
+    """The colour of a trace, in the legend and wherever its marks have none of their own."""
+    own: str | None = each(trace.marker.color, 1)[0]
+    return (trace.line.color or own) if trace.type == "scatter" else own
 
 
 class _Picture:
@@ -60,19 +78,15 @@ class _Picture:
     def __init__(self, layout: Any, traces: list[Any], axes: Mapping[str, Axis]) -> None:
         self.layout, self.traces, self.axes = layout, traces, axes
         self.forms = forms_of(traces, axes, layout.barmode)
-        self.title = wrap(sub("<[^>]*>", " ", layout.title.text or ""), TITLE)
+        self.title = wrap(sub("<br>|</?b>", " ", layout.title.text or ""), TITLE)
         self.tiles: dict[str, str] = {}
         way = layout.colorway or layout.template.layout.colorway or (INK,)
-        self.colours = [
-            (trace.type == "scatter" and trace.line.color) or trace.marker.color or way[turn % len(way)]
-            for turn, trace in enumerate(traces)
-        ]
+        self.colours = [_colour(trace) or way[turn % len(way)] for turn, trace in enumerate(traces)]
         self.legend = list(self._signs())
         for shape in layout.shapes:
             for letter in "xy":
-                axis = axes.get(shape[f"{letter}ref"] or letter)
-                if axis is not None:
-                    axis.scale.show(axis.number(shape[f"{letter}{end}"]) for end in "01")
+                if (name := shape[f"{letter}ref"] or letter) in axes:
+                    axes[name].scale.show(axes[name].number(shape[f"{letter}{end}"]) for end in "01")
         self._lay()
 
     def _signs(self) -> Iterator[tuple[float, float, int]]:
@@ -81,7 +95,7 @@ class _Picture:
         asked = self.layout.showlegend or any(self.traces[turn].showlegend for turn in named)
         if self.layout.showlegend is False or (len(named) < 2 and not asked):
             return
-        x, y = float(ROOM), ROOM + HEAD * len(self.title) + 12.0
+        x, y = float(ROOM), float(ROOM + HEAD * len(self.title) + 12)
         for turn in sorted(named, key=lambda turn: self.traces[turn].legendrank or 1000):
             wide = SIGN + 24 + width(self.traces[turn].name)
             if x > ROOM and x + wide > WIDTH:
@@ -92,7 +106,7 @@ class _Picture:
     def _lay(self) -> None:
         """Room for title and legend above, and for the words of the upright axes on the left."""
         margin, height = self.layout.margin, self.layout.height or 450
-        head = self.legend[-1][1] if self.legend else HEAD * len(self.title)
+        head = self.legend[-1][1] if self.legend else float(HEAD * len(self.title))
         self.top = head + 26 + 14 * any(note.yref == "paper" and note.y > 0.99 for note in self.layout.annotations)
         self.bottom = self.top + height - (100 if margin.t is None else margin.t) - (margin.b or 80)
         self.left, self.right = 40.0, WIDTH - min(max(margin.r or 0, 30), 60)
@@ -100,7 +114,7 @@ class _Picture:
         for axis in upright:
             axis.lay(*(self.bottom - share * (self.bottom - self.top) for share in axis.look.domain or (0, 1)))
             title = axis.look.title.text
-            beside = ROOM + 8 + (LINE * len(title.split("<br>")) + 8 if title else 0)
+            beside: float = ROOM + 8 + (LINE * len(title.split("<br>")) + 8 if title else 0)
             beside += max((width(name[0]) + 16 for name in axis.scale.names if isinstance(name, tuple)), default=0)
             self.left = max(self.left, beside + max((width(said) for _, said in axis.labels()), default=0))
         for axis in flat:
@@ -143,7 +157,7 @@ class _Picture:
         title, middle = axis.look.title.text, (axis.near + axis.far) / 2
         if title:
             place = (ROOM + 8, middle) if upright else (middle, other.near + 38)
-            yield words(*place, title, "middle", turned=-90 if upright else 0)
+            yield words(place[0], place[1], title, "middle", turned=-90 if upright else 0)
 
     # ---- traces
 
@@ -202,11 +216,13 @@ class _Picture:
         """The marks at these of the points; those of one look stand together."""
         marker = self.traces[turn].marker
         symbol, hollow, _ = (marker.symbol or "circle").partition("-open")
-        fills, edges = (each(value, len(points)) for value in (marker.color or self.colours[turn], marker.line.color))
+        fills, edges = (each(value, len(points)) for value in (marker.color, marker.line.color))
         for (fill, edge), run in groupby(places, key=lambda at: (fills[at], edges[at])):
             thick = marker.line.width or (1 if hollow else 0)
-            look = f' fill="{PAPER if hollow == "" else "none"}"' if hollow else f' fill="{escape(fill)}"'
-            look += stroke(fill if hollow else edge or INK, thick) if thick else ""
+            fill = fill or self.colours[turn]
+            look = f' fill="{"none" if hollow else escape(fill)}"' + (
+                stroke(fill if hollow else edge or INK, thick) if thick else ""
+            )
             yield f"<g{look}>{''.join(mark(*points[at], symbol, marker.size or 6) for at in run)}</g>"
 
     def _beside(self, turn: int, x: float, y: float, said: str) -> str:
@@ -277,4 +293,4 @@ class _Picture:
                 left = x - {"start": 0, "middle": wide / 2, "end": wide}[anchor]
                 place = f'x="{left - 2:.1f}" y="{y - 12:.1f}" width="{wide + 4:.1f}" height="{tall}"'
                 yield f'<rect {place} fill="{escape(note.bgcolor)}"/>'
-            yield words(x, y, note.text, anchor, colour=colour)
+            yield words(x + {"start": 3, "end": -3}.get(anchor, 0), y, note.text, anchor, colour=colour)

@@ -42,6 +42,8 @@ pre { font: 13px/1.35 "DejaVu Sans Mono", Menlo, Consolas, monospace; overflow-x
   figure, pre, table { break-inside: avoid } h2 { break-after: avoid } }
 """
 
+WITHOUT_SCRIPTS = ".plotly-graph-div { display: none } noscript > svg { display: block; max-width: 100%; height: auto }"
+
 
 def write_report(
     path: str | os.PathLike[str],
@@ -104,7 +106,7 @@ def report_html(title: str, *sections: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n"
-        f"<noscript><style>.plotly-graph-div {{ display: none }}</style></noscript>\n{script}</head>\n"
+        f"<noscript><style>{WITHOUT_SCRIPTS}</style></noscript>\n{script}</head>\n"
         f"<body>\n<main>\n<h1>{escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
@@ -120,7 +122,7 @@ def table_section(heading: str, rows: Iterable[tuple[str, str]]) -> str:
 
 
 def figure_section(heading: str, figure: "Chart", name: str) -> str:
-    """A chart under the fixed id `name`, and below it the same as text; without scripts its still picture, if any."""
+    """A chart under the fixed id `name`, and below it the same as text; without scripts its still picture."""
     drawn = figure.to_html(
         full_html=False,
         include_plotlyjs=False,

@@ -58,7 +58,7 @@ def width(said: str) -> float:
     >>> width("<b>four</b><br>in") == 4 * LETTER
     True
     """
-    return LETTER * max(len(sub("<[^>]*>", "", line)) for line in said.split("<br>"))
+    return LETTER * max(len(sub("</?b>", "", line)) for line in said.split("<br>"))
 
 
 def path(points: Points, shape: str | None = None) -> str:
@@ -69,7 +69,8 @@ def path(points: Points, shape: str | None = None) -> str:
     """
     if shape == "spline":
         return _bent(points)
-    said, last = [], (float("nan"), float("nan"))
+    said: list[str] = []
+    last = (float("nan"), float("nan"))
     for x, y in stairs(points) if shape == "hv" else points:
         x, y = round(x, 1), round(y, 1)
         if not said:
