@@ -104,7 +104,7 @@ def _to_html(notebook: Path) -> str:
     import nbformat
     from nbconvert import HTMLExporter
 
-    from pipelab.show.report import FETCHED, FITS_THE_PAPER, NOTHING_IS_FETCHED
+    from pipelab.show.report import FETCHED, FITS_THE_PAPER, NOTHING_IS_FETCHED, WITHOUT_SCRIPTS
 
     content = nbformat.read(notebook, as_version=4)
     outputs = [output for cell in content.cells for output in cell.get("outputs", [])]
@@ -113,7 +113,7 @@ def _to_html(notebook: Path) -> str:
     if sum(_draw_with_a_script(output) for output in outputs):
         from plotly.offline import get_plotlyjs
 
-        head += f"<script>{get_plotlyjs()}</script>{FITS_THE_PAPER}"
+        head += f"<script>{get_plotlyjs()}</script>{FITS_THE_PAPER}{WITHOUT_SCRIPTS}"
     with _quiet():
         page, _ = HTMLExporter(embed_images=True).from_notebook_node(content)
     return FETCHED.sub("", page).replace("<head>", head, 1)

@@ -36,7 +36,7 @@ class Axis:
     """One axis: `number` puts a value on it, `at` a number into the picture, once it is laid from pixel to pixel.
 
     >>> from types import SimpleNamespace
-    >>> axis = Axis(SimpleNamespace(type="log", range=(0, 2), tickvals=None), Scale())
+    >>> axis = Axis(SimpleNamespace(type="log", range=(0, 2), tickvals=None, ticktext=None), Scale())
     >>> axis.lay(100, 300)
     >>> axis.at(axis.number(10)), [word for _, word in axis.ticks()]
     (200.0, ['1', '10', '100'])

@@ -42,7 +42,9 @@ pre { font: 13px/1.35 "DejaVu Sans Mono", Menlo, Consolas, monospace; overflow-x
   figure, pre, table { break-inside: avoid } h2 { break-after: avoid } }
 """
 
-WITHOUT_SCRIPTS = ".plotly-graph-div { display: none } noscript > svg { display: block; max-width: 100%; height: auto }"
+WITHOUT_SCRIPTS = """<noscript><style>div:has(> .plotly-graph-div) { display: none }
+noscript > svg { display: block; max-width: 100%; height: auto }</style></noscript>"""
+"""The still picture takes the place of the empty figure."""
 
 
 def write_report(
@@ -106,7 +108,7 @@ def report_html(title: str, *sections: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n"
-        f"<noscript><style>{WITHOUT_SCRIPTS}</style></noscript>\n{script}</head>\n"
+        f"{WITHOUT_SCRIPTS}\n{script}</head>\n"
         f"<body>\n<main>\n<h1>{escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
