@@ -19,6 +19,7 @@ from pipelab.microbatch import Sweep
 from pipelab.show import (
     balance_chart,
     bubble_chart,
+    curves_chart,
     frontier_chart,
     idle_chart,
     loss_chart,
@@ -47,6 +48,12 @@ CHARTS = {
     "bubble": lambda: bubble_chart(["gpipe", "1f1b"], 4, [1, 8], measured=[step(clock="virtual")]),
     "frontier": lambda: frontier_chart({"none": (8192, 0.033), "full": (2048, 0.044)}, "virtual", model=[(1, 1)]),
     "traffic": lambda: traffic_chart({("tp", "all_reduce"): Volume(3, 3072), ("pp", "SEND_F"): Volume(1, 1024)}),
+    "curves": lambda: curves_chart(
+        "1f1b is the shortest of both",
+        {"gpipe": [(0, 33), (1, 47)], "1f1b": [(0, 33)], "best": [(1, 36, "M = 8")]},
+        x="hop (slots)",
+        y="simulated (slots)",
+    ),
     "losses": lambda: loss_chart({"gpipe": [5.5, 4.0], "pipedream": [5.5, 4.5]}),
     "mesh": lambda: mesh_chart(Mesh(dp=2, pp=4, tp=2)),
     "idle": lambda: idle_chart(pl.explain(step())),
@@ -282,3 +289,11 @@ def test_the_title_of_the_mesh_is_how_far_partners_are_apart():
 
 def test_the_text_of_the_timeline_is_the_bubble_of_its_title():
     assert percent(step().bubble("step")) in drawn("timeline").text
+
+
+def test_curves_are_told_by_x_and_marks_by_their_words():
+    _, *lines = drawn("curves").text.splitlines()
+    table = ["hop (slots)  gpipe  1f1b", "0               33    33", "1               47     -"]
+    assert lines == [*table, "M = 8: 36 at 1", "simulated (slots)"]
+    with pytest.raises(ValueError, match="at least one curve"):
+        curves_chart("nothing", {"1f1b": []}, x="hop", y="simulated")

@@ -1,13 +1,15 @@
 """How can a step be seen? As text, as a figure, as a page. Plotly is loaded when a figure or a page is made.
 
 Read in this order: `text`, `table`, `palette`, `raster`; then `chart`, `timeline`, `bars`, `memory`, `holdings`, `svg`,
-`waiting`, `overlay`; then `idle`, `bubble`, `frontier`, `balance`, `microbatch`, `losses`, `continued`, `mesh`,
-`traffic`; then `strokes`, `axis`, `forms` and `plain`, which draw where no script runs; then `perfetto` and `report`.
+`waiting`, `overlay`; then `idle`, `bubble`, `frontier`, `balance`, `microbatch`, `curves`, `losses`, `continued`,
+`mesh`, `traffic`; then `strokes`, `axis`, `forms` and `plain`, which draw where no script runs; then `perfetto` and
+`report`.
 """
 
 from pipelab.show.balance import balance_chart
 from pipelab.show.bubble import bubble_chart
 from pipelab.show.continued import continued_chart
+from pipelab.show.curves import curves_chart
 from pipelab.show.frontier import frontier_chart
 from pipelab.show.holdings import holdings_chart
 from pipelab.show.idle import idle_chart, idle_text
@@ -28,6 +30,7 @@ __all__ = [
     "bubble_chart",
     "compare",
     "continued_chart",
+    "curves_chart",
     "frontier_chart",
     "holdings_chart",
     "idle_chart",
