@@ -135,8 +135,10 @@ def test_a_rank_that_never_starts_is_named_and_nothing_is_left(capfd, monkeypatc
 def test_when_rank_0_dies_the_others_end_too_and_say_what_they_were_at(capfd):
     def part(rank, recorder):
         if rank == 0:
+            store().wait(["1 waits"])
             os._exit(5)
         recorder.waiting("1RECV_F5", "0SEND_F5", [0])
+        store().set("1 waits", "yes")
         time.sleep(60)
 
     assert on_their_own(part, ranks=2) == [5, 1]
