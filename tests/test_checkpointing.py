@@ -34,13 +34,7 @@ def batches(steps: int = 1, rows: int = 9, context: int = CONTEXT) -> list[tuple
     return [(batch[:, :-1].contiguous(), batch[:, 1:].clone()) for batch in tokens]
 
 
-@pytest.fixture(autouse=True)
-def one_intra_op_thread():
-    """Bit-equality needs the same summation order in the operators of both sides."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 
 
 @pytest.fixture(scope="module")

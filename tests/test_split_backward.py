@@ -18,14 +18,7 @@ from pipelab.stage import Stage
 
 SIZES = list(itertools.product((False, True), ((6, 4), (3, 5, 4)), (torch.float32, torch.float64)))
 
-
-@pytest.fixture(autouse=True)
-def one_intra_op_thread():
-    """Bit-equality needs the same summation order in the operators of both sides."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 
 
 def stage_of(layers: nn.Sequential, *, first: bool = False, split: bool = True) -> Stage:

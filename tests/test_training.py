@@ -35,14 +35,7 @@ FAMILY = [
     for chunks in ((1, 3) if chunks_of(name) == "any" else (None,))
 ]
 
-
-@pytest.fixture(autouse=True)
-def one_intra_op_thread():
-    """Bit-equality needs the same summation order in the operators of both sides."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_intra_op_thread")
 
 
 def gpt(config: GPTConfig = CONFIG) -> GPT:
