@@ -97,7 +97,8 @@ class _Machine(NamedTuple):
         alone = job.transport == "memory" and (job.mesh.dp, job.mesh.tp) == (1, 1)  # else ranks have copies
         there = alone and all(p.device.type == job.device.type for p in job.model.parameters())
         totals = [
-            total - (causes[PARAMETERS] if there else 0) for total, causes in zip(held.totals, held.causes, strict=True)
+            total + waiting - (causes[PARAMETERS] if there else 0)
+            for total, waiting, causes in zip(held.totals, held.waiting, held.causes, strict=True)
         ]
         needs = []
         for ranks in _sharing(job):

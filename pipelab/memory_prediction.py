@@ -1,8 +1,9 @@
 """How much will each rank hold, and why? Predicted from shapes and from the order of the rows, before anything runs.
 
 Each stage is run once on fake tensors (`footprint`); then the row of every rank is played (`memory_row`). What a row
-cannot say is how long messages wait: virtual ranks are taken to work in equal time, and processes to use all the
-buffers that they may. Read first: `holdings` (the causes). Read next: `fit` (what if it is too much?).
+cannot say is how long messages wait. Those of processes have buffers, which count whole; those of virtual ranks wait
+in a mailbox that is no rank's, and are told beside, for stages that work in equal time.
+Read first: `holdings` (the causes). Read next: `fit` (what if it is too much?).
 """
 
 from collections import defaultdict
@@ -18,7 +19,7 @@ from pipelab.checkpointing import Checkpointing, block_names, policies_of
 from pipelab.costs import Costs, Link
 from pipelab.data_parallel import buckets
 from pipelab.footprint import TILE, FakeStage, Footprint, Shape, copies, fake_mode, fake_seat, optimizer_bytes
-from pipelab.holdings import flights, steps
+from pipelab.holdings import COMMUNICATION, flights, steps
 from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import CARRIES, Program, lower
 from pipelab.memory_row import End, Footprints, MemoryRow, works
@@ -45,13 +46,15 @@ class Prediction:
     """The bytes that each rank of a pipeline is predicted to hold.
 
     `causes` says for each rank what it holds at its worst moment, by cause, also "working"; `peaks` has the most of
-    each cause, as `Memory.peaks_by_cause` measures it, and `activations` what `Memory.peaks` will be.
+    each cause, as `Memory.peaks_by_cause` measures it, and `activations` what `Memory.peaks` will be. `waiting` is the
+    most that the messages for a virtual rank come to which it has not taken yet: in `peaks`, but in no total.
     """
 
     mesh: Mesh
     causes: tuple[Mapping[str, int], ...]
     peaks: tuple[Mapping[str, int], ...]
     activations: tuple[int, ...]
+    waiting: tuple[int, ...]
 
     @property
     def totals(self) -> tuple[int, ...]:
@@ -60,13 +63,13 @@ class Prediction:
 
     @property
     def everywhere(self) -> int:
-        """All ranks of the mesh together, as where they share a host."""
-        return sum(self.totals) * self.mesh.dp * self.mesh.tp
+        """All ranks of the mesh together, and what waits between them, as where they share a host."""
+        return (sum(self.totals) + sum(self.waiting)) * self.mesh.dp * self.mesh.tp
 
     def __str__(self) -> str:
         """A line a rank, in MiB, or in GiB where a rank holds one.
 
-        >>> print(Prediction(Mesh(), ({"parameters": 2**20, "activations": 2**21},), ({},), (0,)))
+        >>> print(Prediction(Mesh(), ({"parameters": 2**20, "activations": 2**21},), ({},), (0,), (0,)))
         rank 0: 3.00 MiB = parameters 1.00 + activations 2.00
         """
         unit, name = (2**30, "GiB") if max(self.totals) >= 2**30 else (2**20, "MiB")
@@ -135,12 +138,18 @@ def predict_memory(
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
             raise ValueError(f"the memory of this model cannot be predicted without running it ({what})") from error
-    messages = _messages(program, found, transport)
-    rows = [MemoryRow(rank, program, found, end, messages[rank]) for rank, end in enumerate(ends)]
+    none = [0] * schedule.ranks
+    buffers, waiting = (
+        (none, _waiting(program, found)) if transport == "memory" else (_buffers(program, found, transport), none)
+    )
+    rows = [MemoryRow(rank, program, found, *kept) for rank, kept in enumerate(zip(ends, buffers, strict=True))]
     for row in rows:
         row.play()
+    peaks = (
+        {**row.most, COMMUNICATION: row.most[COMMUNICATION] + most} for row, most in zip(rows, waiting, strict=True)
+    )
     return Prediction(
-        mesh, tuple(r.worst for r in rows), tuple(dict(r.most) for r in rows), tuple(r.activations for r in rows)
+        mesh, tuple(r.worst for r in rows), tuple(peaks), tuple(r.activations for r in rows), tuple(waiting)
     )
 
 
@@ -190,19 +199,23 @@ def _footprints(stages: Sequence[FakeStage], program: Program, batch: Batch, rep
     return found
 
 
-def _messages(program: Program, found: Footprints, transport: str) -> list[int]:
-    """What messages take on each rank: all buffers of a process, or at most what is under way between virtual ranks."""
+def _buffers(program: Program, found: Footprints, transport: str) -> list[int]:
+    """The buffers that each process may use at once, for what it sends and what it posts receives for."""
     most = [0] * program.schedule.ranks
-    if transport != "memory":
-        width = window(program)
-        for channel, traffic in channels(program).items():
-            size = max(_size(send, found) for send in traffic.sent)
-            most[channel.sender] += size * min(width, len(traffic.sent))
-            most[channel.receiver] += size * min(AHEAD[RULES[transport]] + 1, len(traffic.sent))
-        return most
+    width = window(program)
+    for channel, traffic in channels(program).items():
+        size = max(_size(send, found) for send in traffic.sent)
+        most[channel.sender] += size * min(width, len(traffic.sent))
+        most[channel.receiver] += size * min(AHEAD[RULES[transport]] + 1, len(traffic.sent))
+    return most
+
+
+def _waiting(program: Program, found: Footprints) -> list[int]:
+    """The most that messages come to which each virtual rank has not taken yet, where all stages take equal time."""
     spans = simulate_program(program, Costs.uniform()).spans
     sizes = {send: _size(send, found) for traffic in channels(program).values() for send in traffic.sent}
-    return [max((held for _, held in steps(flights(spans, sizes, rank))), default=0) for rank in range(len(most))]
+    curves = (steps(flights(spans, sizes, rank)) for rank in range(program.schedule.ranks))
+    return [max((held for _, held in curve), default=0) for curve in curves]
 
 
 def _size(send: Action, found: Footprints) -> int:

@@ -50,12 +50,12 @@ class MemoryRow:
     """The row of one rank. Once it has been played, `worst` is the moment when most is held, by cause, `most` the most
     of each cause, and `activations` the most bytes of them."""
 
-    def __init__(self, rank: int, program: Program, found: Footprints, end: End, messages: int) -> None:
+    def __init__(self, rank: int, program: Program, found: Footprints, end: End, buffers: int) -> None:
         self.rank, self.program, self.found, self.end = rank, program, found, end
         self.worst: Mapping[str, int] = {}
         self.most: dict[str, int] = {}
         self.activations = 0
-        self._fixed = {OPTIMIZER: end.states, COMMUNICATION: messages}
+        self._fixed = {OPTIMIZER: end.states, COMMUNICATION: buffers}
         own = program.placement.stages_on(rank)
         self._versions: dict[tuple[int, int], int] = {}
         self._updates = dict.fromkeys(own, 0)
