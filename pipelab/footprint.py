@@ -52,7 +52,7 @@ class Footprint(NamedTuple):
 
     `rise`: how much more than before is in use while it lasts, at most, with all that it makes and drops; `peak`: the
     same of activations alone. Afterwards `held` is kept for the micro-batch and `gradients` for the weights; `given` is
-    handed on, `taken` came in.
+    handed on, `taken` came in. Of what is held, `input` is the stage's input and `output` its output.
     """
 
     rise: int
@@ -61,6 +61,8 @@ class Footprint(NamedTuple):
     gradients: int
     given: int
     taken: int
+    input: int
+    output: int
 
 
 class LiveStorages(TorchDispatchMode):
@@ -125,6 +127,7 @@ class FakeStage:
             checkpointing=self.checkpointing,
         )  # fmt: skip
         self.stage.count = Tensor.numel  # those that are left out have a number, and here are none
+        self._ends: list[tuple[weakref.ref[Any], int]] = []
 
     def footprints(self, kinds: Sequence[str], x: Shape, target: Shape | None) -> tuple[Mapping[str, Footprint], Shape]:
         """The footprint of each action of a micro-batch, in their order, and the shape of what it gives."""
@@ -151,8 +154,12 @@ class FakeStage:
         taken, given = work(*shapes)
         shape = None if given is None else Shape.of(given)
         sizes = [0 if tensor is None else self._size(tensor) for tensor in (given, taken)]
+        if work == self._forward:
+            assert taken is not None and given is not None
+            self._ends = [(weakref.ref(end.untyped_storage()), self._size(end)) for end in (taken, given)]
         del taken, given
         gradients = sum(self._size(p.grad) for p in self.parameters if p.grad is not None)
+        kept = [size if storage() is not None else 0 for storage, size in self._ends]
         return Footprint(
             rise=self.storages.peak - live,
             peak=self.meter.peak - held,
@@ -160,6 +167,8 @@ class FakeStage:
             gradients=gradients,
             given=sizes[0],
             taken=sizes[1],
+            input=kept[0],
+            output=kept[1],
         ), shape
 
     def _forward(self, x: Shape, target: Shape | None) -> tuple[Tensor | None, Tensor | None]:

@@ -62,6 +62,7 @@ class MemoryRow:
         self._gradients = dict.fromkeys(own, 0)
         self._reducing = 0
         self._held: dict[tuple[int, int], dict[str, int]] = {}
+        self._last: dict[tuple[int, int], Footprint] = {}
         self._staying: dict[Action, int] = {}
         self._seen: set[tuple[int, str]] = set()
 
@@ -81,17 +82,22 @@ class MemoryRow:
 
     def _compute(self, element: Element) -> None:
         actions = parts(element)
-        beside = [self._footprint(action).taken for action in actions[1:]]  # all has come before the first begins
+        came = [0 if self._own(self._needed(action).stage) else self._footprint(action).taken for action in actions]
+        beside = came[1:]  # all has come before the first begins
         for action in actions:
             footprint = self._footprint(action)
             self._staying.pop(self._needed(action), 0)
             before = self._now()
-            self.activations = max(self.activations, _activations(before) + footprint.peak)
-            stays = footprint.held if action.kind == F else 0  # of a forward what it keeps is known by its cause
-            extra = {ACTIVATIONS: before[ACTIVATIONS] + stays, WORKING: sum(beside) + footprint.rise - stays}
+            there = self._there(action)
+            self.activations = max(self.activations, _activations(before) + footprint.peak - max(0, there))
+            stays = footprint.held - there if action.kind == F else 0  # what a forward keeps is known by its cause
+            extra = {ACTIVATIONS: before[ACTIVATIONS] + stays, WORKING: sum(beside) + footprint.rise - there - stays}
             self._note({**before, **extra})
+            given = footprint.given - (footprint.output if action.kind == F else 0)  # what is kept anyway counts there
             self._keep(action, footprint)
-            beside = [*beside[1:], footprint.given]
+            if self._stays(action):
+                self._staying[Action(action.stage, F if action.kind == F else I, action.microbatch)] = given
+            beside = [*beside[1:], 0 if self._stays(action) else given]
             after = self._now()
             self._note(after)
             self.activations = max(self.activations, _activations(after))
@@ -108,9 +114,8 @@ class MemoryRow:
         cause = DEFERRED if kind in (I, W) else ACTIVATIONS if kind in (F, B) else RECOMPUTE
         others = self._held.pop(key, {}) if cause == RECOMPUTE else {}
         self._held[key] = {**others, cause: footprint.held - sum(others.values())}
+        self._last[key] = footprint
         self._seen.add((stage, kind))
-        if footprint.given and self._stays(action):
-            self._staying[Action(stage, F if kind == F else I, microbatch)] = footprint.given
 
     def _footprint(self, action: Action) -> Footprint:
         first, later = self.found[action.stage, action.microbatch]
@@ -118,9 +123,23 @@ class MemoryRow:
 
     def _stays(self, action: Action) -> bool:
         """Whether what an action gives is for a stage of the same rank."""
-        other = action.stage + (1 if action.kind == F else -1)
+        return self._own(action.stage + (1 if action.kind == F else -1))
+
+    def _own(self, stage: int) -> bool:
         rank_of = self.program.placement.rank_of
-        return 0 <= other < len(rank_of) and rank_of[other] == self.rank
+        return 0 <= stage < len(rank_of) and rank_of[stage] == self.rank
+
+    def _there(self, action: Action) -> int:
+        """By how much less than alone an action makes the rank hold, where an output is the next stage's input.
+
+        A forward finds it there; a backward does not free it, as long as the next stage keeps it.
+        """
+        stage, kind, microbatch = action
+        if kind == F:
+            before = self._last.get((stage - 1, microbatch))
+            return before.output if before else 0
+        own, after = self._last[stage, microbatch], self._last.get((stage + 1, microbatch))
+        return -min(own.output, after.input) if kind in (B, I) and after else 0
 
     def _needed(self, action: Action) -> Action:
         return Action(action.stage + (-1 if action.kind == F else 1), F if action.kind == F else I, action.microbatch)
@@ -139,9 +158,13 @@ class MemoryRow:
             now[PARAMETERS] += len(versions) * self.end.weights[stage]
         now[GRADIENTS] = sum(self._gradients.values())
         now[COMMUNICATION] += self._reducing
-        for kept in self._held.values():
+        for (stage, microbatch), kept in self._held.items():
             for cause, size in kept.items():
                 now[cause] += size
+            before = self._last.get((stage - 1, microbatch))
+            if before is not None:  # one memory
+                shared = min(self._last[stage, microbatch].input, before.output)
+                now[DEFERRED if DEFERRED in kept else ACTIVATIONS] -= shared
         for value, size in self._staying.items():
             now[ACTIVATIONS if value.kind == F else COMMUNICATION] += size
         return now
