@@ -167,7 +167,7 @@ def test_every_pipeline_of_a_mesh_is_seen_and_depends_on_itself_alone(sent):
 
 
 def until(condition):
-    for _ in range(200):
+    for _ in range(2400):
         if condition():
             return
         time.sleep(0.05)
