@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pipelab import clock
+from pipelab import clock, feed
 from pipelab.transport.memory import Mailboxes
 
 
@@ -48,3 +48,9 @@ def given_up(monkeypatch):
 
     monkeypatch.setattr(Mailboxes, "abort", abort_and_tell)
     return lambda: over.wait(60)
+
+
+@pytest.fixture
+def all_is_heard(monkeypatch):
+    """A listener has all the time it needs for what is left when the run is over."""
+    monkeypatch.setattr(feed, "FAREWELL", 240.0)

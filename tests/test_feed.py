@@ -24,6 +24,7 @@ from pipelab.models import GPT, GPTConfig
 
 ROOT = Path(__file__).parent.parent
 CONFIG = GPTConfig(vocabulary=17, width=8, heads=2, layers=6, context=5)
+pytestmark = pytest.mark.usefixtures("all_is_heard")
 MACHINES = [(transport, clock) for transport in ("memory", "gloo") for clock in ("virtual", "wall")]
 
 
