@@ -205,7 +205,9 @@ class CudaWallClock:
             time.sleep(rest)
 
     def settle(self, spans: list[Span], curve: list[tuple[Any, int]]) -> tuple[list[Span], list[tuple[float, int]]]:
-        """The spans and the memory curve with seconds since the restart in the place of moments."""
+        """The spans and the memory curve with seconds since the restart in the place of moments; waits for the GPU, for
+        all of an update too, so that ranks that meet then set out together."""
+        self.stamps.take()
         self.stamps.settle()
         return self._told(spans, curve)
 

@@ -149,6 +149,15 @@ def test_an_update_on_a_gpu_lasts_as_long_as_the_gpu_says_and_the_host_does_not_
     assert (span.start, span.end) == (pytest.approx(1.0, abs=1e-9), pytest.approx(1.25, abs=1e-9))
 
 
+def test_settling_waits_for_all_that_was_launched_so_that_no_step_begins_in_the_update_before_it(device):
+    clock = CudaWallClock(Stamps(size=4, make=device.event))
+    clock.restart(origin=4.0)
+    clock.run(lambda: device.work(0.5))
+    device.work(0.25)  # an optimizer's step
+    clock.settle([], [])
+    assert device.host == 5.75 and not device.queue
+
+
 def test_a_turn_lasts_from_event_to_event(device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: device.run())
     turn = CudaTurn(torch.device("cuda"), make=device.event)
