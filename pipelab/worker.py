@@ -232,7 +232,7 @@ class Worker:
         step, send, sender, value, _ = message
         self.recorder.waiting(step, send, (sender,))
         began = self.clock.now
-        start = self.clock.placed(began)
+        start = self.clock.placed(began) if self.recording else began
         tensor, arrival, giver = self.transport.receive(send)
         self.clock.wait_until(arrival)
         self._values[value] = tensor, giver, None
