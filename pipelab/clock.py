@@ -38,6 +38,9 @@ class Clock(Protocol):
     def run(self, work: Callable[[], Result]) -> tuple[Result, float, float]:
         """Do the work; give its result, its start and its end."""
 
+    def placed(self, time: float, later: float = 0.0) -> float:
+        """For a span: `time`, which is now, or so much later; on a GPU, when it has done what it was given by now."""
+
     def wait_until(self, arrival: float) -> None:
         """Go on only at this time."""
 
@@ -100,6 +103,10 @@ class VirtualClock:
             self.now += self._turn.give()
         return result, start, self.now
 
+    def placed(self, time: float, later: float = 0.0) -> float:
+        """Just that: what was done by now is done."""
+        return time + later
+
     def wait_until(self, arrival: float) -> None:
         """Jump to the time when the message is there."""
         self.now = max(self.now, arrival)
@@ -153,6 +160,10 @@ class WallClock:
         start = self.now
         result = work()
         return result, start, self.now
+
+    def placed(self, time: float, later: float = 0.0) -> float:
+        """Just that: what was done by now is done."""
+        return time + later
 
     def wait_until(self, arrival: float) -> None:
         """Sleep until then, if it is still to come."""

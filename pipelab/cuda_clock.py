@@ -82,12 +82,14 @@ def closest(looks: Sequence[tuple[float, float]]) -> tuple[int, float, float]:
 
 
 class Moment:
-    """A time on the GPU, in the host's seconds: NaN until the GPU has reached it and it was drained."""
+    """A time on the GPU, in the host's seconds: NaN until the GPU has reached it and it was drained. With `later` that
+    much after it."""
 
-    __slots__ = ("event", "seconds")
+    __slots__ = ("event", "later", "seconds")
 
-    def __init__(self, event: Any) -> None:
+    def __init__(self, event: Any, later: float = 0.0) -> None:
         self.event = event
+        self.later = later
         self.seconds = math.nan
 
 
@@ -124,11 +126,11 @@ class Stamps:
         index, seconds, error = closest(looks)
         self._anchor = Anchor(self._tries[index], seconds, error)
 
-    def take(self, stream: Any = None) -> Moment:
+    def take(self, stream: Any = None, later: float = 0.0) -> Moment:
         """Stamp this place of a stream, the current one unless said otherwise; the host goes on at once."""
         event = self._free.pop() if self._free else self._make()
         event.record(stream)
-        moment = Moment(event)
+        moment = Moment(event, later)
         self._pending.append(moment)
         return moment
 
@@ -145,7 +147,8 @@ class Stamps:
 
     def _tell(self, moment: Moment) -> None:
         assert self._anchor is not None, "anchor() comes before the first moment is told"
-        moment.seconds = self._anchor.seconds + self._anchor.event.elapsed_time(moment.event) / 1e3
+        since = self._anchor.event.elapsed_time(moment.event) / 1e3
+        moment.seconds = self._anchor.seconds + since + moment.later
         self._free.append(moment.event)
         moment.event = None
 
@@ -192,13 +195,19 @@ class CudaWallClock:
         """Until this place of the stream, which waits for it."""
         return begin, self.stamps.take()
 
+    def placed(self, time: float, later: float = 0.0) -> Any:
+        """A moment: the host, which carries messages, is ahead of the GPU, and nothing leaves before it is computed."""
+        return self.stamps.take(later=later)
+
     def wait_until(self, arrival: float) -> None:
         """Sleep until then, if it is still to come."""
         if (rest := arrival - self.now) > 0:
             time.sleep(rest)
 
     def settle(self, spans: list[Span], curve: list[tuple[Any, int]]) -> tuple[list[Span], list[tuple[float, int]]]:
-        """The spans and the memory curve with seconds since the restart in the place of moments."""
+        """The spans and the memory curve with seconds since the restart in the place of moments; waits for the GPU, for
+        all of an update too, so that ranks that meet then set out together."""
+        self.stamps.take()
         self.stamps.settle()
         return self._told(spans, curve)
 

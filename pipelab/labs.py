@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).resolve().parent.parent / "labs"
-CELL_TIMEOUT = 300
+CELL_TIMEOUT = 600
+"""Seconds after which a cell is taken to hang: far more than any takes on a busy machine."""
 
 
 @dataclass(frozen=True)

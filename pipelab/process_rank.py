@@ -179,7 +179,7 @@ class ProcessRank(Ranks):
         shards = [cut_state(whole, dims, index, mesh.tp) for index in range(mesh.tp)]
         for index, owner in enumerate(owners):
             values = state(own.layers) if own is not None and owner == self.world.rank else shards[index]
-            shards[index] = {name: value.contiguous() for name, value in values.items()}
+            shards[index] = {name: value.to(whole[name].device).contiguous() for name, value in values.items()}
             self.world.share(owner, list(shards[index].values()))
         for name, value in join_state(shards, dims).items():
             whole[name].copy_(value)

@@ -134,4 +134,4 @@ class VirtualRanks(Ranks):
         for name, tensor in state(layers).items():
             tensor.copy_(values[name])
             if name in grads:
-                tensor.grad = grads[name].clone()
+                tensor.grad = grads[name].to(tensor.device, copy=True)  # the caller's model may be elsewhere

@@ -232,24 +232,28 @@ class Worker:
         step, send, sender, value, _ = message
         self.recorder.waiting(step, send, (sender,))
         began = self.clock.now
+        start = self.clock.placed(began) if self.recording else began
         tensor, arrival, giver = self.transport.receive(send)
         self.clock.wait_until(arrival)
         self._values[value] = tensor, giver, None
         waited = giver if arrival > began else None
         now.waited = waited or now.waited
         if self.recording:
-            now.record.spans.append(Span(self.rank, "recv", step, began, self.clock.now, waited))
+            end = self.clock.placed(self.clock.now)
+            now.record.spans.append(Span(self.rank, "recv", step, start, end, waited))
 
     def _send(self, message: _Message, now: _Progress) -> None:
         step = message.step
         tensor, giver, _ = self._values.pop(message.value)
         departure = self.clock.now
-        arrival = departure + message.link.seconds(tensor.nbytes)
+        flight = message.link.seconds(tensor.nbytes)
+        arrival = departure + flight
         now.sent.append((step.kind, tensor.nbytes))
         if now.known is None:
             now.record.counted.sent[step] = tensor.nbytes
         if self.recording:
-            now.record.spans.append(Span(self.rank, "send", step, departure, arrival))
+            start, end = self.clock.placed(departure), self.clock.placed(departure, flight)
+            now.record.spans.append(Span(self.rank, "send", step, start, end))
         held_up_by = self.transport.held_up_by(step)
         if held_up_by is not None:
             receive = self.program.peer(held_up_by)

@@ -46,11 +46,11 @@ def jupyterlab(home):
             yield _url(home / "runtime", server)
         finally:
             server.terminate()
-            server.wait(20)
+            server.wait(180)
 
 
 def _url(folder, server):
-    for _ in range(600):
+    for _ in range(1800):
         for file in folder.glob("jpserver-*.json"):
             return json.loads(file.read_text())["url"]
         assert server.poll() is None, "JupyterLab ended at once"

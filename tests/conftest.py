@@ -1,7 +1,15 @@
 """What tests of several files stand on."""
 
+import itertools
+import signal
+import threading
+from types import SimpleNamespace
+
 import pytest
 import torch
+
+from pipelab import clock, feed
+from pipelab.transport.memory import Mailboxes
 
 
 @pytest.fixture
@@ -11,3 +19,38 @@ def one_intra_op_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def interruptible():
+    """A job in the background of a shell ignores Control-C, and so would its tests and all that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def a_second_each(monkeypatch):
+    """In virtual time whatever is measured takes one second, on any machine: its clock counts how often it is read."""
+    fine = SimpleNamespace(resolution=1e-9)
+    counts = {"thread_time": itertools.count().__next__, "get_clock_info": lambda name: fine}
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=clock.time.perf_counter, **counts))
+
+
+@pytest.fixture
+def given_up(monkeypatch):
+    """A hang for as long as the virtual ranks that wait have patience: it returns once their run is given up."""
+    over, abort = threading.Event(), Mailboxes.abort
+
+    def abort_and_tell(mailboxes):
+        abort(mailboxes)
+        over.set()
+
+    monkeypatch.setattr(Mailboxes, "abort", abort_and_tell)
+    return lambda: over.wait(60)
+
+
+@pytest.fixture
+def all_is_heard(monkeypatch):
+    """A listener has all the time it needs for what is left when the run is over."""
+    monkeypatch.setattr(feed, "FAREWELL", 240.0)

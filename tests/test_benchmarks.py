@@ -19,7 +19,7 @@ GPU = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu.py"
 def test_the_script_for_gpus_can_be_tried_out_on_a_cpu(tmp_path):
     ended = subprocess.run(
         [sys.executable, GPU, "--device", "cpu", "--quick", "--out", tmp_path],
-        capture_output=True, text=True, timeout=240,
+        capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     results = json.loads((tmp_path / "gpu.json").read_text())

@@ -1,17 +1,19 @@
 """The command line: exact JSON on standard output, a sentence for what is wrong, a status that says whose fault."""
 
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import pipelab as pl
-from pipelab import cli
+from pipelab import cli, clock
 from pipelab.cli import COMMANDS, main
 
 COUNTS = "must be a whole number from 1"
@@ -52,7 +54,7 @@ def pipelab(capfd):
 
 def in_a_process(*arguments: object, cwd: Path) -> Answer:
     command = [sys.executable, "-m", "pipelab", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, timeout=120, cwd=cwd, env=ENVIRONMENT)
+    done = subprocess.run(command, capture_output=True, timeout=600, cwd=cwd, env=ENVIRONMENT)
     return Answer(done.returncode, done.stdout.decode(), done.stderr.decode())  # text=True would make \r a line's end
 
 
@@ -662,7 +664,7 @@ def test_as_a_process_training_writes_nothing_but_json(tmp_path):
 def test_a_reader_that_leaves_early_causes_no_traceback():
     done = subprocess.run(
         f"{sys.executable} -m pipelab simulate gpipe --ranks 8 --microbatches 9999 --json | head -c 10",
-        shell=True, capture_output=True, text=True, timeout=120, env=ENVIRONMENT,
+        shell=True, capture_output=True, text=True, timeout=600, env=ENVIRONMENT,
     )  # fmt: skip
     assert done.stdout == '{"schedule'
     assert "Traceback" not in done.stderr
@@ -698,7 +700,22 @@ def test_a_cut_by_hand_is_predicted_with_what_it_recomputes(pipelab):
     assert full["predicted_step_seconds"] > 0 and "peak_recomputed_bytes" in full
 
 
-def test_train_suggests_a_move_after_a_poor_layout(pipelab):
+@pytest.fixture
+def a_second_a_module(monkeypatch):
+    """In virtual time an action takes one second, and one more for every module that it runs forward."""
+    taken = itertools.count()
+
+    def take(*_):
+        next(taken)
+
+    fine = SimpleNamespace(resolution=1e-9)
+    monkeypatch.setattr(clock, "time", SimpleNamespace(thread_time=taken.__next__, get_clock_info=lambda name: fine))
+    hook = torch.nn.modules.module.register_module_forward_hook(take)
+    yield
+    hook.remove()
+
+
+def test_train_suggests_a_move_after_a_poor_layout(pipelab, a_second_a_module):
     poor = ["--pp", 2, "--layers", 8, "--layout", "Et*7|tH"]
     move = pipelab(*train(*poor, "--json")).json["suggestion"]
     assert (move["layer"], move["at"]) == (7, [7]) and move["predicted_change"] < 0
@@ -752,7 +769,7 @@ def test_control_c_while_modules_are_loaded_is_one_line_too(tmp_path, module):
         "runpy.run_module('pipelab', run_name='__main__')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, env=ENVIRONMENT
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600, env=ENVIRONMENT
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "pipelab: interrupted\n")
 

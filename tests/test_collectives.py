@@ -18,7 +18,7 @@ from pipelab.transport.process_groups import ProcessGroup
 
 
 def seats(size, link=None, meetings=None):
-    meetings, turn, members = meetings or Meetings(timeout=20), Turn(torch.device("cpu")), tuple(range(size))
+    meetings, turn, members = meetings or Meetings(timeout=120), Turn(torch.device("cpu")), tuple(range(size))
     return [Group("tp", members, i, Seat(meetings, "tp", i, size), VirtualClock(turn), link or Link()) for i in members]
 
 
@@ -26,7 +26,7 @@ def on_all(groups, work):
     """Run `work(group)` on every seat at once, each within its clock's `run`."""
     with ThreadPoolExecutor(len(groups)) as pool:
         futures = [pool.submit(lambda g=group: g.clock.run(partial(work, g))[0]) for group in groups]
-        return [future.result(timeout=30) for future in futures]
+        return [future.result(timeout=120) for future in futures]
 
 
 def brought(index, rows=6):
@@ -48,16 +48,16 @@ def test_every_member_gets_what_torch_computes_from_all_tensors(size):
 
 
 def test_in_virtual_time_all_go_on_when_the_last_has_come_and_the_ring_is_done():
-    link = Link(latency=0.5, bytes_per_second=96)
+    link = Link(latency=50, bytes_per_second=0.96)  # beside which the little that a rank computes is nothing
     groups = seats(4, link)
     for late, group in enumerate(groups):
-        group.clock.now = float(late)
+        group.clock.now = 100.0 * late
     on_all(groups, lambda g: g.all_reduce(brought(g.index)))
-    ring = 2 * 3 * (0.5 + brought(0).nbytes / 4 / 96)
+    ring = 2 * 3 * (50 + brought(0).nbytes / 4 / 0.96)
     for late, group in enumerate(groups):
         (meeting,) = group.taken()
-        assert meeting.start == pytest.approx(late, abs=0.2)  # and the little that the rank itself computed before
-        assert meeting.end == pytest.approx(3 + ring, abs=0.2)
+        assert meeting.start == pytest.approx(100 * late, abs=20)
+        assert meeting.end == pytest.approx(300 + ring, abs=20)
         assert meeting.nbytes == 2 * 3 * brought(0).nbytes // 4
 
 
@@ -98,7 +98,7 @@ def test_one_that_does_not_come_is_named_and_an_abort_wakes_all():
     (group, _) = seats(2, meetings=meetings)
     with pytest.raises(TimeoutError, match=r"members \[1\]"):
         group.clock.run(lambda: group.all_reduce(torch.ones(1)))
-    meetings = Meetings(timeout=30)
+    meetings = Meetings(timeout=60)
     (group, _) = seats(2, meetings=meetings)
     threading.Timer(0.05, meetings.abort).start()
     with pytest.raises(Aborted):
@@ -137,9 +137,9 @@ def of_processes():
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     clock = VirtualClock(Turn(torch.device("cpu")))
-    carrier = ProcessGroup(dist.group.WORLD, size, 20, stamped=True)
-    group = Group("dp", tuple(range(size)), rank, carrier, clock, Link(1.0))
-    clock.now = float(rank)
+    carrier = ProcessGroup(dist.group.WORLD, size, 120, stamped=True)
+    group = Group("dp", tuple(range(size)), rank, carrier, clock, Link(100.0))
+    clock.now = 100.0 * rank
 
     started = group.start(ALL_REDUCE, brought(rank))
 
@@ -162,4 +162,4 @@ def test_processes_get_the_same_as_threads_at_the_same_virtual_time():
         assert torch.equal(results[2], torch.cat([brought(0), brought(1)], 1))
         assert torch.equal(results[3], results[0].chunk(2)[ours.index])
         assert torch.equal(results[4], results[0])
-        assert meetings[-1].end == pytest.approx(3.0, abs=0.3)  # the later rank came at 1, and a ring of two takes 2
+        assert meetings[-1].end == pytest.approx(300, abs=30)  # the later came at 100, and a ring of two takes 200

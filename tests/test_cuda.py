@@ -35,6 +35,18 @@ def test_training_on_the_gpu_equals_the_uncut_model(name, chunks):
         assert torch.allclose(ours, theirs.detach(), rtol=1e-9, atol=1e-12), parameter
 
 
+@pytest.mark.parametrize("axes", [{"dp": 2}, {"tp": 2}])
+def test_replicas_and_shards_on_the_gpu_bring_their_values_home_to_a_model_on_the_cpu(axes):
+    model, mesh = build_model("tiny", dtype=torch.float64), pl.Mesh(pp=2, **axes)
+    uncut = copy.deepcopy(model).cuda()
+    schedule = pl.build("1f1b", 2, MICROBATCHES // mesh.dp)
+    run = pl.train(model, batches(), schedule, mesh, device="cuda")
+    assert run.losses == pytest.approx(train_uncut(uncut, batches(), MICROBATCHES), rel=1e-10)
+    for ours, theirs in zip(model.parameters(), uncut.parameters(), strict=True):
+        assert ours.device.type == ours.grad.device.type == "cpu"
+        assert torch.allclose(ours, theirs.detach().cpu(), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("clock", ["virtual", "wall"])
 def test_a_timeline_on_the_gpu_keeps_the_order_of_the_dependencies(clock):
     schedule = pl.build("zb-h1", 3, MICROBATCHES)

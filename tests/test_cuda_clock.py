@@ -114,6 +114,17 @@ def test_the_wall_clock_of_a_gpu_gives_the_spans_of_the_gpu_not_of_the_launches(
     assert curve == [(pytest.approx(1.5, abs=1e-9), 64)]
 
 
+def test_a_message_leaves_when_the_gpu_has_computed_it_and_not_when_the_host_has_launched_that(device):
+    clock = CudaWallClock(Stamps(size=4, make=device.event))
+    clock.restart(origin=4.0)
+    _, start, end = clock.run(lambda: device.work(0.5))
+    leaves, lands = clock.placed(clock.now), clock.placed(clock.now, later=0.25)
+    computed = Span(0, "compute", pl.Action.parse("0F0"), start, end)
+    (computed, sent), _ = clock.settle([computed, Span(0, "send", pl.Action.parse("0SEND_F0"), leaves, lands)], [])
+    assert sent.start == computed.end == pytest.approx(1.5, abs=1e-9)
+    assert sent.end - sent.start == pytest.approx(0.25, abs=1e-9)
+
+
 def test_of_a_step_that_breaks_off_the_gpu_clock_tells_what_was_reached_and_waits_for_nothing(device):
     clock = CudaWallClock(Stamps(size=8, make=device.event))
     clock.restart(origin=4.0)
@@ -136,6 +147,15 @@ def test_an_update_on_a_gpu_lasts_as_long_as_the_gpu_says_and_the_host_does_not_
     assert told == "updated" and device.host == 5.0
     (span,), _ = clock.settle([Span(0, "memory", pl.Action.parse("0U0"), start, end)], [])
     assert (span.start, span.end) == (pytest.approx(1.0, abs=1e-9), pytest.approx(1.25, abs=1e-9))
+
+
+def test_settling_waits_for_all_that_was_launched_so_that_no_step_begins_in_the_update_before_it(device):
+    clock = CudaWallClock(Stamps(size=4, make=device.event))
+    clock.restart(origin=4.0)
+    clock.run(lambda: device.work(0.5))
+    device.work(0.25)  # an optimizer's step
+    clock.settle([], [])
+    assert device.host == 5.75 and not device.queue
 
 
 def test_a_turn_lasts_from_event_to_event(device, monkeypatch):

@@ -24,6 +24,7 @@ from pipelab.models import GPT, GPTConfig
 
 ROOT = Path(__file__).parent.parent
 CONFIG = GPTConfig(vocabulary=17, width=8, heads=2, layers=6, context=5)
+pytestmark = pytest.mark.usefixtures("all_is_heard")
 MACHINES = [(transport, clock) for transport in ("memory", "gloo") for clock in ("virtual", "wall")]
 
 
@@ -123,7 +124,7 @@ class Waits(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         if self.calls == 3:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 120
             while not self.until() and time.monotonic() < deadline:
                 time.sleep(0.01)
             self.seen.append(self.until())
@@ -144,23 +145,26 @@ class Logs(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         if self.calls == self.fails_at:
-            self.how()
+            self.how(self.path.with_name("told"))
         with open(self.path, "a") as file:
             file.write(f"{self.stage}F\n")
         return self.linear(x)
 
 
-def fail():
-    time.sleep(0.5)  # what the other ranks have done by now is told
+def fail(told: Path):
+    """Once rank 0 has told what it did in this step: killed before, it would take that with it."""
+    until = time.monotonic() + 60
+    while not told.exists() and time.monotonic() < until:
+        time.sleep(0.01)
     raise ArithmeticError("no such luck")
 
 
 pressed = threading.Event()
 
 
-def press_stop():
+def press_stop(_: Path):
     signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-    pressed.wait(30)
+    pressed.wait(60)
     time.sleep(0.5)
 
 
@@ -176,8 +180,14 @@ def broken_off(tmp_path, transport, how, error):
     model = nn.Sequential(Logs(0, path), Logs(1, path, warm_up_and_a_step + 3, how), Logs(2, path))
     given = torch.randn(4, 3), torch.zeros(4, dtype=torch.int64)
     heard = []
+
+    def hear(event):
+        heard.append(event)
+        if isinstance(event, Spans) and (event.step, event.rank) == (1, 0):
+            path.with_name("told").touch()
+
     with pytest.raises(error):
-        pl.train(model, [given] * 3, pl.build("gpipe", 3, 4), transport=transport, feed=heard.append)
+        pl.train(model, [given] * 3, pl.build("gpipe", 3, 4), transport=transport, feed=hear)
     executed = [path.read_text().split().count(f"{stage}F") - warm_up_and_a_step for stage in range(3)]
     return heard, executed
 
@@ -385,7 +395,7 @@ def test_under_torchrun_rank_0_hears_all_ranks(tmp_path):
     script.write_text(TORCHRUN.format(tests=str(ROOT / "tests"), out=str(out)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert ended.returncode == 0, ended.stderr
     heard, traces, losses = pickle.loads(out.read_bytes())
     for step, trace in enumerate(traces):

@@ -39,15 +39,14 @@ def test_the_cut_changes_no_bit(model):
     assert torch.equal(whole.logits, cut.logits)
 
 
-def test_the_measured_decode_is_its_replay_and_starves_below_one_group_a_rank(model):
+def test_the_decode_is_its_replay_and_starves_below_one_group_a_rank(model, a_second_each):
     for groups, ranks in [(1, 3), (2, 3), (3, 3), (6, 3)]:
         ours = generate(model, PROMPTS[:groups], tokens=10, ranks=ranks)
         assert ours.schedule == pl.build("inference", ranks, 9 * groups, groups=groups)
         order = [[str(span.action) for span in row] for row in ours.decode.compute]
         assert order == [list(map(str, row)) for row in ours.schedule.rows]
-        busy = 1 - float(simulate(ours.schedule, pl.Costs.uniform()).bubble("span"))
-        assert abs(busy - min(1, groups / ranks)) < 0.1
-        assert ours.replay().makespan <= 1.5 * ours.decode.makespan  # other work on the host disturbs single actions
+        assert abs(1 - float(ours.decode.bubble("span")) - min(1, groups / ranks)) < 0.1
+        assert ours.decode.compute == ours.replay().compute == simulate(ours.schedule, pl.Costs.uniform()).compute
 
 
 def test_one_sequence_alone_keeps_exactly_one_rank_busy(model):
@@ -66,8 +65,8 @@ def test_latency_and_throughput_count_prefill_and_decode(model):
 
 
 def test_a_slow_link_is_paid_once_a_rank_for_every_token(model):
-    ours = generate(model, PROMPTS[:1], tokens=4, ranks=3, link=Link(latency=1.0))
-    assert 9 - 1 < ours.decode.makespan < 9  # three rounds of three hops, and no way back from the last
+    ours = generate(model, PROMPTS[:1], tokens=4, ranks=3, link=Link(latency=1000.0))
+    assert 8000 < ours.decode.makespan < 9000  # three rounds of three hops, and no way back from the last
 
 
 def test_one_token_needs_no_decoding(model):

@@ -27,6 +27,7 @@ from pipelab.units import Unit, origin
 from pipelab.validate import refusal
 
 UNIT = pl.Costs.uniform(F=1, I=1, W=1, hop=0.5)
+pytestmark = pytest.mark.usefixtures("all_is_heard")
 
 
 def step(name="1f1b", ranks=4, microbatches=8, **options):
@@ -167,7 +168,7 @@ def test_every_pipeline_of_a_mesh_is_seen_and_depends_on_itself_alone(sent):
 
 
 def until(condition):
-    for _ in range(200):
+    for _ in range(2400):
         if condition():
             return
         time.sleep(0.05)

@@ -42,7 +42,7 @@ def open_page(browser, tmp_path):
     def open_one(trace, scheme="light", **options):
         contexts.append(browser.new_context(viewport={"width": 1100, "height": 700}, color_scheme=scheme))
         page = contexts[-1].new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(180_000)
         page.on("request", lambda request: fetched.append(request.url))
         page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -50,7 +50,7 @@ def open_page(browser, tmp_path):
         html = page_html(trace, **options) if isinstance(trace, pl.Trace) else overlay_page_html(trace)
         file.write_text(html, encoding="utf-8")
         page.goto(file.as_uri())
-        until(page, "window.timeline && timeline.painted > 0")
+        until(page, "window.timeline && timeline.painted > 0 && !timeline.due")
         return page
 
     yield open_one
@@ -61,7 +61,7 @@ def open_page(browser, tmp_path):
 
 def until(page, condition):
     """Wait for it; the page's own policy forbids Playwright's way of waiting."""
-    for _ in range(400):
+    for _ in range(3600):
         if page.evaluate(condition):
             return
         page.wait_for_timeout(50)
@@ -80,8 +80,9 @@ def point_at(page, time, rank):
     """Put the pointer there and give what the tip says, "" if it is hidden."""
     script = """([time, rank]) => { const box = timeline.stage.getBoundingClientRect(), { frame } = timeline;
       return [box.left + frame.x(time), box.top + frame.y(rank) + frame.bar / 2]; }"""
+    page.evaluate("moved = false; addEventListener('pointermove', () => { moved = true; }, { once: true })")
     page.mouse.move(*page.evaluate(script, [time, rank]))
-    page.wait_for_timeout(50)
+    until(page, "moved")
     return page.locator(".pipelab-tip").inner_text() if page.locator(".pipelab-tip").is_visible() else ""
 
 
@@ -167,8 +168,7 @@ def test_keys_go_from_action_to_action_and_light_what_depends_on_it(open_page):
 def test_what_is_read_off_is_of_the_data_that_is_shown(open_page):
     page = open_page(step())
     press(page, "ArrowRight")
-    page.wait_for_timeout(50)
-    assert page.locator(".pipelab-readout").inner_text().startswith("time 0   in flight, by rank: 1  0")
+    until(page, "timeline.readout.textContent.startsWith('time 0   in flight, by rank: 1  0')")
     page.evaluate("timeline.cursor = 10; timeline.fresh()")
     assert page.locator(".pipelab-readout").inner_text().startswith("time 10   in flight, by rank: 4")
     block = b64encode(trace_block(step("inference"))).decode()
@@ -196,14 +196,14 @@ def test_zoom_keeps_the_window_within_the_step(open_page):
 
 def test_a_click_selects_and_messages_are_drawn_on_demand(open_page):
     page = open_page(simulate_program(pl.lower(pl.build("1f1b", 4, 8)), pl.Costs.uniform(hop=1)))
-    before = page.evaluate("timeline.above.toDataURL()")
+    page.evaluate("before = timeline.above.toDataURL()")
     page.click("text=messages")
-    page.wait_for_timeout(60)
-    assert page.evaluate("timeline.above.toDataURL()") != before
+    until(page, "timeline.above.toDataURL() !== before")
     assert page.get_attribute("text=messages", "aria-pressed") == "true"
     point_at(page, 0.5, 0)
     page.mouse.down()
     page.mouse.up()
+    until(page, "timeline.said.textContent !== ''")
     assert page.locator(".pipelab-said").inner_text() == "0F0 selected: it needs nothing; it is needed by 1F0, 0B0"
 
 
@@ -252,7 +252,7 @@ def test_a_trace_that_grew_is_painted_as_the_whole_is(open_page):
           for (const block of others) timeline.append(bytes(block)); }""",
         [b64encode(block).decode() for block in blocks],
     )
-    until(page, f"timeline.root.dataset.bars === '{len(spans)}'")
+    until(page, f"timeline.root.dataset.bars === '{len(spans)}' && !timeline.due")
     assert page.evaluate("events") == [{"type": "missing", "from": 10}]
     assert page.evaluate("timeline.ground.toDataURL()") == whole
 
@@ -274,6 +274,7 @@ def test_two_traces_lie_on_one_axis_and_what_differs_is_told(open_page):
     point_at(page, 1, 1)
     page.mouse.down()
     page.mouse.up()
+    until(page, "timeline.said.textContent !== ''")
     assert page.locator(".pipelab-said").inner_text() == "0F0 selected: it needs nothing; it is needed by 1F0, 0B0"
     lit = "timeline.bars.serves(timeline.selected).map((bar) => timeline.bars.side(bar))"
     assert page.evaluate(lit) == [1, 1], "within its own trace"
@@ -320,6 +321,7 @@ def test_data_of_a_page_cannot_end_its_script(open_page):
 def test_a_report_is_redrawn_for_paper_and_says_its_text_without_scripts(browser, tmp_path):
     file = write_report(tmp_path / "step.html", step())
     page = browser.new_context(viewport={"width": 1200, "height": 900}, offline=True).new_page()
+    page.set_default_timeout(180_000)
     page.goto(file.as_uri())
     until(page, "document.querySelector('.main-svg') !== null")
     for event, width in (("beforeprint", 700), ("afterprint", 1168)):
@@ -328,6 +330,7 @@ def test_a_report_is_redrawn_for_paper_and_says_its_text_without_scripts(browser
     page.context.close()
     (tmp_path / "page.html").write_text(page_html(step()), encoding="utf-8")
     page = browser.new_context(java_script_enabled=False).new_page()
+    page.set_default_timeout(180_000)
     for name, words in (("step.html", "1f1b, simulated time"), ("page.html", "rank 0  F0")):
         page.goto((tmp_path / name).as_uri())
         assert words in page.locator("body").inner_text()

@@ -16,6 +16,8 @@ from pipelab.models import build_model
 from pipelab.show.live_text import LiveText, picture
 from pipelab.show.text import rank_lines
 
+pytestmark = pytest.mark.usefixtures("all_is_heard")
+
 
 def train(listener, steps: int = 2, **options):
     batches = Batches(text=load_text("arithmetic"), microbatches=4, rows=1, context=16, seed=0, steps=steps)

@@ -1,5 +1,8 @@
 """Over NCCL, with a GPU a rank, the numbers are those of one process. Needs two GPUs."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -38,6 +41,21 @@ def test_two_gpus_train_as_one_process_does(name, chunks, comm):
     for span in run.trace.spans:
         if span.lane == "send" and span.action.kind == "SEND_F":
             assert span.start >= ended[span.action._replace(kind="F")] - 1e-4
+
+
+@needs_two_gpus
+@pytest.mark.parametrize(("axis", "options"), [("dp", {"zero": True}), ("tp", {"sequence_parallel": True})])
+def test_two_gpus_are_two_replicas_or_two_shards_of_one_process(axis, options):
+    torch.manual_seed(0)
+    mesh, model = pl.Mesh(pp=1, **{axis: 2}), GPT(replace(CONFIG, vocabulary=16, context=4)).double()
+    there, here = copy.deepcopy(model), copy.deepcopy(model)
+    tokens = torch.randint(16, (2, 8, 5))
+    batches = [(each[:, :-1].contiguous(), each[:, 1:].clone()) for each in tokens]
+    run = train(there, batches, pl.build("1f1b", 1, 2), mesh, transport="nccl", device="cuda", clip=1.0, **options)
+    expected = train(here, batches, pl.build("1f1b", 1, 2), mesh, clip=1.0, **options)
+    assert run.losses == pytest.approx(expected.losses, rel=1e-9)
+    for ours, theirs in zip(there.parameters(), here.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 def test_nccl_is_refused_in_a_sentence_where_its_machine_is_not():

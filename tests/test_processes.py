@@ -1,7 +1,7 @@
 """Ranks as processes: the same losses, parameters and memory as in one process, by the messages of gloo."""
 
-import copy
 import gc
+import itertools
 import json
 import os
 import re
@@ -54,7 +54,7 @@ def schedule_of(name: str, ranks: int, microbatches: int) -> pl.Schedule:
 
 def as_processes(function, *arguments, ranks: int):
     """What rank 0 of several processes gives; the imports that take seconds are done once for all tests."""
-    return launch(function, *arguments, ranks=ranks, timeout=60, preload=["pipelab.training", "torch._dynamo"])[0]
+    return launch(function, *arguments, ranks=ranks, timeout=240, preload=["pipelab.training", "torch._dynamo"])[0]
 
 
 def train_all(runs):
@@ -150,9 +150,10 @@ def told_on_every_rank(batches, schedule):
 
 def test_without_a_flush_every_rank_hears_each_step_once_and_the_clocks_set_out_together():
     arguments = [batch(), batch()], schedule_of("pipedream", 2, 3)
-    for told, losses, makespan in launch(told_on_every_rank, *arguments, ranks=2, timeout=60):
+    begun = time.perf_counter()
+    for told, losses, makespan in launch(told_on_every_rank, *arguments, ranks=2, timeout=240):
         assert told == list(enumerate(losses)) and len(losses) == 2
-        assert makespan < 60  # an origin that was never set would be the host's up-time
+        assert makespan < time.perf_counter() - begun  # an origin that was never set would be the host's up-time
 
 
 def notes_of_a_step():
@@ -161,7 +162,7 @@ def notes_of_a_step():
 
 
 def test_ranks_at_the_end_of_a_step_are_at_a_meeting_and_no_circle():
-    for rank, notes in enumerate(launch(notes_of_a_step, ranks=2, timeout=60)):
+    for rank, notes in enumerate(launch(notes_of_a_step, ranks=2, timeout=240)):
         assert notes and {(note.awaited, note.peers) for note in notes} == {("the end of the step", (1 - rank,))}
 
 
@@ -208,13 +209,13 @@ def test_a_link_delays_messages_between_processes_as_it_does_in_one():
 
 def test_blocking_shows_in_virtual_time_as_the_sender_s_wait():
     def makespan(transport: str, comm: str) -> float:
-        link = pl.Link(latency=0.25)
+        link = pl.Link(latency=100)  # in virtual time, beside which the work is nothing
         return float(
             train(gpt(), [batch()], pl.build("gpipe", 2, 4), transport=transport, comm=comm, link=link).trace.makespan
         )
 
     for transport in ("memory", "gloo"):
-        assert makespan(transport, "blocking") > makespan(transport, "overlapped") + 0.5
+        assert makespan(transport, "blocking") > makespan(transport, "overlapped") + 200
 
 
 def test_waits_and_starts_follow_from_arrivals_in_every_process():
@@ -230,12 +231,14 @@ def test_waits_and_starts_follow_from_arrivals_in_every_process():
 def test_on_the_wall_clock_ranks_share_an_origin_and_the_label_tells_of_shared_cores(monkeypatch):
     from pipelab import ranks
 
+    begun = time.perf_counter()
     run = train(gpt(), [batch()] * 2, pl.build("1f1b", 2, 4), transport="gloo", clock="wall")
+    passed = time.perf_counter() - begun
     started = {span.action: span.start for row in run.trace.compute for span in row}
     ended = {span.action: span.end for row in run.trace.compute for span in row}
     for microbatch in range(4):
         assert started[pl.Action(1, "F", microbatch)] >= ended[pl.Action(0, "F", microbatch)] - 1e-4
-    assert all(0 <= start < 60 for start in started.values())
+    assert all(0 <= start < passed for start in started.values())
     monkeypatch.setattr(ranks, "_cores", lambda: 1)
     run = train(gpt(), [batch()], pl.build("1f1b", 2, 4), clock="wall")
     assert run.clock_label == "wall time, time-shared: 2 ranks on 1 cores"
@@ -287,8 +290,8 @@ def test_a_rank_that_fails_is_named_with_its_action_and_the_others_are_not_blame
     given = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
     began = time.monotonic()
     with pytest.raises(RunError, match=r"rank 1 \(pid \d+\) raised RuntimeError while running 1F0.*no such luck"):
-        train(model, [given], pl.build("1f1b", 3, 4), transport="gloo", timeout=60)
-    assert time.monotonic() - began < 30
+        train(model, [given], pl.build("1f1b", 3, 4), transport="gloo", timeout=300)
+    assert time.monotonic() - began < 300, "nobody waited for the time-out"
 
 
 class Dies(nn.Module):
@@ -297,21 +300,11 @@ class Dies(nn.Module):
         return x
 
 
-class Sleeps(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        time.sleep(30)
-        return x
-
-
-def test_a_rank_that_is_killed_and_one_that_hangs_are_named_with_what_they_did():
+def test_a_rank_that_is_killed_is_named_with_what_it_did():
     given = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
-    for layer, sentence in (
-        (Dies(), r"rank 1 \(pid \d+\) was killed by signal 9 while running 1F0"),
-        (Sleeps(), r"rank 1 \(pid \d+\) gave no sign of life for 3 s while running 1F0"),
-    ):
-        model = nn.Sequential(nn.Linear(2, 2), layer, nn.Linear(2, 2))
-        with pytest.raises(RunError, match=sentence):
-            train(model, [given], pl.build("1f1b", 3, 4), transport="gloo", timeout=3)
+    model = nn.Sequential(nn.Linear(2, 2), Dies(), nn.Linear(2, 2))
+    with pytest.raises(RunError, match=r"rank 1 \(pid \d+\) was killed by signal 9 while running 1F0"):
+        train(model, [given], pl.build("1f1b", 3, 4), transport="gloo", timeout=240)
 
 
 class Hangs(nn.Module):
@@ -324,7 +317,7 @@ class Hangs(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls += 1
         if (os.environ["RANK"], self.calls) == (self.rank, 3):
-            time.sleep(30)
+            time.sleep(300)
         return x
 
 
@@ -333,9 +326,9 @@ def test_a_rank_that_hangs_is_named_and_not_those_that_it_keeps_from_their_turn_
     model = GPT(GPTConfig(vocabulary=17, width=8, heads=2, layers=4, context=5, dropout=0.0))
     model.insert(len(model) - 1, Hangs(rank))
     with pytest.raises(
-        RunError, match=rf"rank {rank} \(pid \d+\) gave no sign of life for 4 s while running \dF2"
+        RunError, match=rf"rank {rank} \(pid \d+\) gave no sign of life for 6 s while running \dF2"
     ) as e:
-        train(model, [batch(4)], pl.build("1f1b", mesh.pp, 4), mesh, transport="gloo", timeout=4)
+        train(model, [batch(4)], pl.build("1f1b", mesh.pp, 4), mesh, transport="gloo", timeout=6)
     told = dict(re.findall(r"^  rank (\d): (\w+)", e.value.report, re.M))
     assert told == {str(other): "waiting" for other in range(mesh.size) if other != rank}
 
@@ -344,14 +337,14 @@ def test_a_rank_that_hangs_after_its_last_action_is_named_and_not_those_that_wai
     def optimizer(parameters):
         class Sleeps(torch.optim.SGD):
             def step(self, closure=None):
-                time.sleep(30 if os.environ["RANK"] == "1" else 0)
+                time.sleep(300 if os.environ["RANK"] == "1" else 0)
 
         return Sleeps(parameters, lr=0.1)
 
     given = torch.ones(4, 2), torch.zeros(4, dtype=torch.int64)
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
-    with pytest.raises(RunError, match=r"^rank 1 \(pid \d+\) gave no sign of life for 3 s") as error:
-        train(model, [given], pl.build("1f1b", 3, 4), optimizer=optimizer, transport="gloo", timeout=3)
+    with pytest.raises(RunError, match=r"^rank 1 \(pid \d+\) gave no sign of life for 6 s") as error:
+        train(model, [given], pl.build("1f1b", 3, 4), optimizer=optimizer, transport="gloo", timeout=6)
     assert "rank 2: waiting at the end of the step for ranks 0, 1" in error.value.report
 
 
@@ -372,13 +365,13 @@ def exchange(messages):
     from pipelab.world import World
 
     program = pl.lower(pl.build("gpipe", 2, len(messages)))
-    world = World(2, timeout=20)
+    world = World(2, timeout=240)
     transport = Processes(
         program,
         world.rank,
         make_groups(program, [(0, 1)], world),
         device=torch.device("cpu"),
-        timeout=20,
+        timeout=240,
         blocking=False,
     )
     received = []
@@ -407,7 +400,7 @@ def test_what_is_sent_arrives_though_its_memory_is_used_again_at_once_and_though
         [torch.zeros(0, 4)] * 3,
         [torch.tensor(2.0)] * 3,
     ):
-        _, received = launch(exchange, tensors, ranks=2, timeout=60, preload=["pipelab.training"])
+        _, received = launch(exchange, tensors, ranks=2, timeout=240, preload=["pipelab.training"])
         assert len(received) == 3 * len(tensors)
         for got, sent in zip(received, tensors * 3, strict=True):
             assert got.shape == sent.shape and torch.equal(got, sent)
@@ -417,7 +410,7 @@ def test_what_is_sent_arrives_though_its_memory_is_used_again_at_once_and_though
 def test_bfloat16_and_complex_messages_arrive_bit_by_bit():
     for dtype in (torch.bfloat16, torch.float16, torch.complex128):
         tensor = torch.randn(5, 3).to(dtype)
-        _, received = launch(exchange, [tensor] * 3, ranks=2, timeout=60, preload=["pipelab.training"])
+        _, received = launch(exchange, [tensor] * 3, ranks=2, timeout=240, preload=["pipelab.training"])
         assert all(got.dtype == dtype and torch.equal(got, tensor) for got in received)
 
 
@@ -449,24 +442,23 @@ def test_receives_are_posted_ahead_and_no_channel_has_buffers_for_all_micro_batc
     assert slots <= WINDOW + AHEAD["tag"] + 1  # of 32: those under way, those posted, the one that is read
 
 
-def test_no_thread_no_connection_and_no_file_is_left_by_a_run():
+def test_no_thread_no_connection_and_no_file_is_left_by_a_run(tmp_path):
     def count():
-        import glob
         import tempfile
 
-        left = []
+        tempfile.tempdir, descriptors = str(tmp_path), []
         for _ in range(3):
             train(gpt(), [batch()], pl.build("1f1b", 2, 4), transport="gloo")
             gc.collect()
-            threads = [thread.name for thread in threading.enumerate() if "sends" in thread.name]
-            left.append(
-                (len(os.listdir("/proc/self/fd")), threads, glob.glob(f"{tempfile.gettempdir()}/pipelab-turn-*"))
-            )
-        return left
+            until = time.monotonic() + 60  # gloo's own thread closes what it has
+            while descriptors and len(os.listdir("/proc/self/fd")) > descriptors[0] and time.monotonic() < until:
+                time.sleep(0.01)
+            descriptors.append(len(os.listdir("/proc/self/fd")))
+        return descriptors, [thread.name for thread in threading.enumerate() if "sends" in thread.name]
 
-    first, *_, last = as_processes(count, ranks=2)
-    assert first == last
-    assert last[1:] == ([], [])
+    (first, *_, last), threads = as_processes(count, ranks=2)
+    assert last <= first and threads == []
+    assert not list(tmp_path.iterdir())
 
 
 # ---- from a shell
@@ -495,7 +487,7 @@ def test_two_torchruns_as_if_on_two_hosts_make_one_pipeline_that_prints_once(tmp
         for _ in range(2)
     ]
     try:
-        answers = [host.communicate(timeout=120) for host in hosts]
+        answers = [host.communicate(timeout=600) for host in hosts]
     finally:
         for host in hosts:
             host.kill()
@@ -508,19 +500,22 @@ def test_two_torchruns_as_if_on_two_hosts_make_one_pipeline_that_prints_once(tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_the_virtual_bubble_over_processes_is_that_of_one_process():
-    # Replayed with the median of 64 times of each stage and kind, so no single disturbed action moves it. Apart on two
-    # cores that seven other programs used: 1f1b by 0.005, zb-h1, whose halves are shorter, by 0.027 at most.
-    torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Sequential(nn.Linear(512, 512), nn.Tanh()) for _ in range(8)))
-    given = torch.randn(8 * 64, 512), torch.randint(512, (8 * 64,))
-    schedules = [schedule_of(name, 4, 8) for name in ("1f1b", "zb-h1")]
-    apart = as_processes(replayed_bubbles, [(model, [given] * 8, schedule) for schedule in schedules], ranks=4)
-    for schedule, bubble in zip(schedules, apart, strict=True):
-        together = train(copy.deepcopy(model), [given] * 8, schedule).bubbles()["replayed"]["step"]
-        assert bubble == pytest.approx(together, abs=0.05), schedule.name
+def test_a_run_over_processes_whose_work_takes_known_times_is_the_simulation_exactly():
+    def known():
+        """Within a rank: train each schedule, while whatever is measured here takes one second more than the rank."""
+        from types import SimpleNamespace
 
+        from pipelab import clock
 
-def replayed_bubbles(runs):
-    """Within a rank: train each (model, batches, schedule); the step bubble replayed with its median times."""
-    return [train(*run, transport="gloo").bubbles()["replayed"]["step"] for run in runs]
+        count = itertools.count(0, int(os.environ["RANK"]) + 1)
+        fine = SimpleNamespace(resolution=1e-9)
+        clock.time = SimpleNamespace(thread_time=count.__next__, get_clock_info=lambda name: fine)
+        return [train(gpt(), [batch()] * 2, schedule, transport="gloo") for schedule in schedules]
+
+    schedules = [schedule_of(name, 4, 5) for name in ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-v")]
+    for schedule, run in zip(schedules, as_processes(known, ranks=4), strict=True):
+        times = tuple(rank + 1 for rank in schedule.placement.rank_of)
+        expected = pl.simulate(schedule, pl.Costs(dict.fromkeys("FBIW", times)))
+        assert [trace.compute for trace in run.traces] == [expected.compute] * 2, schedule.name
+        bubbles = {kind: float(share) for kind, share in expected.bubbles().items()}
+        assert run.bubbles()["measured"] == pytest.approx(bubbles) == run.bubbles()["replayed"]

@@ -27,7 +27,8 @@ def chunk_counts(name):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_name_is_legal_for_any_ranks_microbatches_and_chunks(name):
-    for (P, M), V in product(COUNTS, chunk_counts(name)):
+    some = COUNTS[::3] if name == "zb-auto" else COUNTS  # a search for each; of every P and every M there are several
+    for (P, M), V in product(some, chunk_counts(name)):
         schedule = validate(replace(build(name, ranks=P, microbatches=M, chunks=V)))  # a copy: not declared valid
         assert (schedule.name, schedule.ranks, schedule.microbatches) == (name, P, M)
         assert schedule.stages == P * (V or schedule.stages // P)

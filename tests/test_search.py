@@ -1,7 +1,7 @@
 """zb-auto: within its memory, never worse than what is published, never longer with more memory, above its bound."""
 
 import random
-import time
+from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from itertools import chain, product
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelab import search
 from pipelab.action import Action, parts
 from pipelab.costs import Costs
 from pipelab.engine import Stuck
@@ -336,12 +337,16 @@ def test_same_question_same_answer_and_measured_costs_are_taken():
     assert build("zb-auto", 3, 7, costs=costs).rows == build("zb-auto", 3, 7, costs=costs).rows
 
 
-def test_24576_actions_take_seconds():
+def test_24576_actions_are_timed_a_few_times_only(monkeypatch):
+    """Each time is a fraction of a second; a hundredth of so many actions is timed hundreds of times."""
+    timed = Counter()
+    for owner, name in ((Problem, "play"), (search, "dispatch")):
+        plain = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, n=name, plain=plain: timed.update([n]) or plain(*given))
     rnd = random.Random(0)
     costs = Costs.per_stage(*([rnd.randint(10, 30) for _ in range(32)] for _ in "FIW"), hop=5)
-    begun = time.process_time()
     schedule = build("zb-auto", 32, 256, costs=costs, memory_limit=40)
-    assert time.process_time() - begun < 10
+    assert 0 < timed.total() < 50
     assert fits(schedule, [40] * 32)
 
 

@@ -4,7 +4,7 @@ import pytest
 import soak
 
 
-def test_ten_launches_in_a_row_leave_nothing():
+def test_ten_launches_in_a_row_leave_nothing(interruptible):
     summary = soak.soak(launches=10, seed=2)
     assert sum(summary["fates"].values()) == 10 and len(summary["fates"]) >= 4
 

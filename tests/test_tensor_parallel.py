@@ -43,7 +43,7 @@ ROWS, TOKENS = 3, 8
 
 
 def seats(size: int) -> list[Group]:
-    meetings, turn, members = Meetings(timeout=20), Turn(torch.device("cpu")), tuple(range(size))
+    meetings, turn, members = Meetings(timeout=120), Turn(torch.device("cpu")), tuple(range(size))
     return [Group("tp", members, i, Seat(meetings, "tp", i, size), VirtualClock(turn), Link()) for i in members]
 
 
@@ -59,7 +59,7 @@ def on_all(groups: list[Group], work):
 
     with ThreadPoolExecutor(len(groups)) as pool:
         futures = [pool.submit(run, group) for group in groups]
-        errors = [error for future in futures if (error := future.exception(timeout=60))]
+        errors = [error for future in futures if (error := future.exception(timeout=240))]
     for error in sorted(errors, key=lambda error: type(error).__name__ == "Aborted"):
         raise error
     return [future.result() for future in futures]
@@ -438,7 +438,9 @@ def a_block_by_hand_and_by_dtensor():
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     clock = VirtualClock(Turn(torch.device("cpu")))
-    group = Group("tp", tuple(range(size)), rank, ProcessGroup(dist.group.WORLD, size, 20, stamped=True), clock, Link())
+    group = Group(
+        "tp", tuple(range(size)), rank, ProcessGroup(dist.group.WORLD, size, 120, stamped=True), clock, Link()
+    )
     block = cut(model_of(), 4, at=[1, 2, 3])[1]
     generator = torch.Generator().manual_seed(4)
     x, gradient = (torch.randn(ROWS, TOKENS, CONFIG.width, generator=generator).double() for _ in range(2))

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from pipelab.schedules import build, chunks_of
 
-SECONDS = 120
+SECONDS = 600
 BLOCKS, WIDTH, ROWS = 8, 6, 2
 """The model, in linear blocks that 2 or 4 ranks and 1 or 2 chunks divide, and the rows of a micro-batch."""
 

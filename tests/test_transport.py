@@ -2,7 +2,6 @@
 
 import _thread
 import random
-import signal
 import threading
 import time
 
@@ -45,7 +44,7 @@ class Asks:
             self.outcome = type(error)
 
     def answer(self) -> Message | type[BaseException] | None:
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=60)
         assert not self._thread.is_alive(), "still waiting"
         return self.outcome
 
@@ -54,7 +53,7 @@ class Asks:
 
 
 def test_messages_are_found_by_their_name_in_whatever_order_they_were_sent():
-    mailboxes = Mailboxes(timeout=10)
+    mailboxes = Mailboxes(timeout=60)
     order = random.Random(0).sample(range(20), 20)
     for number in order:
         mailboxes.send(send_of(number), message(number))
@@ -75,7 +74,7 @@ def test_a_message_is_taken_once_and_forwards_and_gradients_do_not_mix():
 
 
 def test_receivers_that_wait_already_each_get_their_own_message():
-    mailboxes = Mailboxes(timeout=10)
+    mailboxes = Mailboxes(timeout=60)
     waiting = [Asks(mailboxes, send_of(number)) for number in range(6)]
     for number in reversed(range(6)):
         mailboxes.send(send_of(number), message(number))
@@ -180,9 +179,9 @@ def test_a_layer_that_gives_no_tensor_is_named():
         pl.train(model, [BATCH], pl.build("gpipe", 2, 2), at=[2], loss=nn.functional.mse_loss)
 
 
-def test_a_rank_that_holds_the_others_up_for_too_long_is_named():
-    with pytest.raises(RunError, match=r"^rank 1 gave no sign of life for 1 s while running 1F0; give slow work"):
-        run_with(Once(1, lambda: time.sleep(2.5)), timeout=1)
+def test_a_rank_that_holds_the_others_up_for_too_long_is_named(given_up):
+    with pytest.raises(RunError, match=r"^rank 1 gave no sign of life for 3 s while running 1F0; give slow work"):
+        run_with(Once(1, given_up), timeout=3)
     assert rank_threads() == []
 
 
@@ -195,21 +194,13 @@ def test_an_interrupt_between_steps_leaves_no_thread():
     assert rank_threads() == []
 
 
-@pytest.fixture
-def interruptible():
-    """A job in the background of a shell ignores Control-C, and so would its tests."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize("call", [6, 11])
 def test_an_interrupt_while_ranks_compute_leaves_no_thread(call, interruptible):
     # Control-C reaches the main thread, whatever it waits for; it is made here by a layer of rank 1.
     threads = torch.get_num_threads()
     with pytest.raises(KeyboardInterrupt):
         run_with(Once(call, _thread.interrupt_main))
-        time.sleep(10)  # should the run have ended before the interrupt was noticed
+        time.sleep(60)  # should the run have ended before the interrupt was noticed
     assert rank_threads() == []
     assert torch.get_num_threads() == threads
 

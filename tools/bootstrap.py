@@ -48,7 +48,7 @@ def job_commands(job, arguments):
     doctests = ["--doctest-modules", "--doctest-glob=README.md"]
     if job == "soak":
         return [[str(install.PYTHON), str(install.ROOT / "tools" / "soak.py")] + arguments]
-    notebooks = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=180"]
+    notebooks = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=600"]
     commands = {
         "lab": [["jupyterlab", PROMPT, "labs"]],
         "run": [["pipelab", "labs", "--html", "--out", "runs"]],

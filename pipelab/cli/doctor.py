@@ -57,7 +57,7 @@ def _gpus(facts: dict[str, Any]) -> str:
         return "none that torch can use" + (f" (driver {facts['nvidia_driver']})" if facts["nvidia_driver"] else "")
     names = [f"{gpu['name']} {_gigabytes(gpu['memory_bytes'])}" for gpu in facts["gpus"]]
     links = sorted({link for row in facts["links"] for link in row if link != "X"})
-    return f"{', '.join(names)}; driver {facts['nvidia_driver']}; links {', '.join(links) or 'none'}"
+    return f"{', '.join(names)}; driver {facts['nvidia_driver'] or 'unknown'}; links {', '.join(links) or 'none'}"
 
 
 def _gigabytes(count: int | None) -> str:

@@ -27,7 +27,7 @@ def _patience(fates: Sequence[Fate]) -> float:
     """Seconds to wait after a first failure for one that explains it: the one that died may be heard of last."""
     if any(fate.killed for fate in fates) or all(fate.failed or fate.returned for fate in fates):
         return 0.0
-    return 1.0 if all(fate.secondary for fate in fates if fate.failed) else 0.2
+    return 1.5 if all(fate.secondary for fate in fates if fate.failed) else 0.2
 
 
 class Team:

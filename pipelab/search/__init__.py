@@ -72,7 +72,7 @@ def find(
     `objective` is "span", the longest time from a rank's own first start to its own last end, or "step", the makespan.
 
     More memory, on any rank, never makes it longer (`ladder` says why). It is never longer than a published order of as
-    many chunks that fits, nor, with one limit for all ranks and up to 50,000 actions, than the published heuristic
+    many chunks that fits, nor, with one limit for all ranks and up to 100,000 actions, than the published heuristic
     (`waves`). All times are compared exactly where the costs are exact. With several chunks the published orders, two
     in a V or any number in a loop, are improved; and it is never longer than with one (`joined`). Raises ValueError
     with the remedy.

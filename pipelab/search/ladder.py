@@ -61,7 +61,7 @@ def shapes(problem: Problem) -> list[Limits]:
     >>> shapes(Problem.of(Placement.loop(3), 3))[:6]
     [(0, 0, 0), (0, 1, 2), (0, 1, 1), (0, 2, 4), (0, 2, 3), (1, 0, 0)]
     """
-    if problem.chunks > 1 or problem.actions > LARGE:
+    if problem.chunks > 1 or problem.actions > VAST:
         return []
     ranks = range(problem.ranks)
     slopes = SLOPES if problem.actions <= SLOPED else SLOPES[:1]
@@ -80,8 +80,9 @@ def fits(held: Limits, limits: Limits) -> bool:
 Steps = Iterator[tuple[Fraction, ...]]
 """Limits in micro-batches."""
 
-SMALL, LARGE = 1000, 50_000
-"""Up to so many actions all counts of micro-batches are searched thoroughly; above so many, the main levels only."""
+SMALL, LARGE, VAST = 1000, 50_000, 100_000
+"""Up to so many actions all counts of micro-batches are searched thoroughly; above so many, the main levels only; and
+above so many, waves at these alone."""
 
 SLOPES, SLOPED = (Fraction(0), Fraction(1), Fraction(1, 2), Fraction(2), Fraction(3, 2)), 10_000
 """By how many micro-batches a rank has less than the rank before; above so many actions, always as much."""
