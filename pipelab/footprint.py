@@ -23,7 +23,7 @@ from pipelab.collectives import ALL_GATHER, ALL_REDUCE, Group
 from pipelab.costs import Link
 from pipelab.loss import Loss
 from pipelab.memory import ActivationMeter
-from pipelab.optimizer import Optimizer
+from pipelab.optimizer import Optimizer, apart_from_gpus
 from pipelab.randomness import Randomness
 from pipelab.stage import Stage
 
@@ -289,4 +289,4 @@ def _optimizer_of(optimizer: Optimizer, shapes: Sequence[Shape]) -> torch.optim.
     some = [nn.Parameter(shape.empty()) for shape in shapes]
     for parameter in some:
         parameter.grad = torch.empty_like(parameter)
-    return optimizer(some)
+    return apart_from_gpus(optimizer(some))

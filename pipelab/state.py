@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipelab.optimizer import Optimizer
+from pipelab.optimizer import Optimizer, apart_from_gpus
 
 Entries = dict[str, dict[str, Any]]
 """What an optimizer remembers of each parameter, such as `exp_avg` and `step` under `3.attention.qkv.weight`."""
@@ -125,7 +125,7 @@ def _refuse_optimizer(state: State, model: nn.Module, optimizer: Optimizer) -> N
     probes = {name: nn.Parameter(parameters[name].detach().clone()) for name in parameters if state.optimizer.get(name)}
     for probe in probes.values():
         probe.grad = torch.zeros_like(probe)
-    made = optimizer(list(probes.values()) or list(parameters.values()))
+    made = apart_from_gpus(optimizer(list(probes.values()) or list(parameters.values())))
     kind = type(made).__name__
     if kind != state.kind:
         raise ValueError(f"{state.source} was trained with {state.kind}, not {kind}; give that optimizer")
