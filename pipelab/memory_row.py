@@ -6,7 +6,7 @@ Read first: `footprint`.
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from pipelab.action import MESSAGES, REDUCE, Action, B, Element, F, I, U, W, parts
+from pipelab.action import MESSAGES, RECV_F, REDUCE, Action, B, Element, F, I, U, W, parts
 from pipelab.footprint import Footprint
 from pipelab.holdings import (
     ACTIVATIONS,
@@ -18,13 +18,16 @@ from pipelab.holdings import (
     PARAMETERS,
     RECOMPUTE,
 )
-from pipelab.lower import Program
+from pipelab.lower import RECEIVED_FROM, Program
 
 WORKING = "working"
 """A further cause: what an action makes and drops while it lasts, and what the optimizer does."""
 
 HELD = (ACTIVATIONS, RECOMPUTE, DEFERRED)
 """The causes that the meter counts as activations."""
+
+TAKING = (F, B, I)
+"""The kinds of action that take what another stage gives, and give in their turn."""
 
 Footprints = Mapping[tuple[int, int], tuple[Mapping[str, Footprint], Mapping[str, Footprint]]]
 """By (stage, micro-batch) those of each kind: the first time, when there are no gradients yet, and later."""
@@ -64,6 +67,7 @@ class MemoryRow:
         self._held: dict[tuple[int, int], dict[str, int]] = {}
         self._last: dict[tuple[int, int], Footprint] = {}
         self._staying: dict[Action, int] = {}
+        self._arrived: dict[Action, int] = {}
         self._seen: set[tuple[int, str]] = set()
 
     def play(self) -> None:
@@ -71,6 +75,8 @@ class MemoryRow:
         for element in self.program.rows[self.rank]:
             if works(element):
                 self._compute(element)
+            elif isinstance(element, Action) and element.kind in RECEIVED_FROM:
+                self._receive(element)
             elif isinstance(element, Action) and element.kind == U:
                 self._update(element)
             elif isinstance(element, Action) and element.kind == REDUCE:
@@ -80,24 +86,31 @@ class MemoryRow:
             self._reducing = 0
             self._note({**self._now(), WORKING: self.end.update})
 
+    def _receive(self, message: Action) -> None:
+        """From here on it is there, also while an R comes first, or the other action of a pair."""
+        kinds, _ = self.found[message.stage, message.microbatch]
+        taker = F if message.kind == RECV_F else B if B in kinds else I
+        self._arrived[self._needed(message._replace(kind=taker))] = kinds[taker].taken
+
     def _compute(self, element: Element) -> None:
-        actions = parts(element)
-        came = [0 if self._own(self._needed(action).stage) else self._footprint(action).taken for action in actions]
-        beside = came[1:]  # all has come before the first begins
-        for action in actions:
+        beside = 0  # what an action gives leaves only after the other one of a pair
+        for action in parts(element):
             footprint = self._footprint(action)
-            self._staying.pop(self._needed(action), 0)
+            if action.kind in TAKING:
+                self._staying.pop(self._needed(action), 0)
+                self._arrived.pop(self._needed(action), 0)  # the rise has it
             before = self._now()
             there = self._there(action)
             self.activations = max(self.activations, _activations(before) + footprint.peak - max(0, there))
             stays = footprint.held - there if action.kind == F else 0  # what a forward keeps is known by its cause
-            extra = {ACTIVATIONS: before[ACTIVATIONS] + stays, WORKING: sum(beside) + footprint.rise - there - stays}
-            self._note({**before, **extra})
+            working = before[WORKING] + beside + footprint.rise - there - stays
+            self._note({**before, ACTIVATIONS: before[ACTIVATIONS] + stays, WORKING: working})
             given = footprint.given - (footprint.output if action.kind == F else 0)  # what is kept anyway counts there
             self._keep(action, footprint)
-            if self._stays(action):
+            if not self._stays(action):
+                beside += given
+            elif action.kind in TAKING:
                 self._staying[Action(action.stage, F if action.kind == F else I, action.microbatch)] = given
-            beside = [*beside[1:], 0 if self._stays(action) else given]
             after = self._now()
             self._note(after)
             self.activations = max(self.activations, _activations(after))
@@ -165,6 +178,7 @@ class MemoryRow:
             if before is not None:  # one memory
                 shared = min(self._last[stage, microbatch].input, before.output)
                 now[DEFERRED if DEFERRED in kept else ACTIVATIONS] -= shared
+        now[WORKING] = sum(self._arrived.values())
         for value, size in self._staying.items():
             now[ACTIVATIONS if value.kind == F else COMMUNICATION] += size
         return now

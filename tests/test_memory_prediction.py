@@ -83,6 +83,23 @@ def test_so_it_is_where_a_stage_holds_hardly_more_than_its_messages(name, ranks,
     assert predicted.everywhere == sum(predicted.totals) + sum(predicted.waiting)
 
 
+@pytest.mark.parametrize(("name", "ranks"), [("1f1b", 3), ("zb-h1", 2), ("v-half", 2), ("v-min", 2), ("dualpipe-v", 2)])
+def test_so_it_is_where_the_gradient_has_come_before_what_it_meets_is_recomputed(name, ranks):
+    schedule = build(name, ranks, 4)
+    model = nn.Sequential(*(layer for _ in range(schedule.stages) for layer in [*convolution(), nn.Identity()]))
+    batch, options = tuple(torch.randn(2, 32, 4, 8, 8)), {"checkpointing": "full", "loss": nn.functional.mse_loss}
+    predicted = predict_memory(model, schedule, batch, **options)
+    tracked = track_memory(model, schedule, batch, Mesh(pp=ranks), **options)
+    assert predicted.totals == pytest.approx(tracked, rel=0.01)
+
+
+def test_so_it_is_of_a_rank_without_parameters():
+    model, schedule = nn.Sequential(nn.Linear(8, 8), nn.Tanh()), build("1f1b")
+    batch, options = tuple(torch.randn(2, 32, 8)), {"loss": nn.functional.mse_loss}
+    predicted = predict_memory(model, schedule, batch, **options)
+    assert predicted.totals == pytest.approx(track_memory(model, schedule, batch, Mesh(pp=2), **options), rel=0.01)
+
+
 def test_an_optimizer_that_takes_all_parameters_together_needs_room_for_all_of_them():
     model, few = build_model("tiny", layers=6), (ids[:4, :2],) * 2  # so few tokens that the update is the worst moment
     totals = {}

@@ -4,7 +4,7 @@ Tracked is the most bytes of storages that were there at once, counted operator 
 ones included, and the optimizer's step too: the ranks are virtual, and every one has a count of its own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -99,7 +99,10 @@ class _Tracked:
         self.worker, self.update = worker, update
         self.peak = 0
         worker.run = partial(self._count, worker.run)
-        update.optimizer.step = partial(self._count, update.optimizer.step)
+        self.states: Mapping[Any, Mapping[str, Any]] = {}
+        if update.optimizer is not None:  # layers without parameters need none
+            self.states = update.optimizer.state
+            update.optimizer.step = partial(self._count, update.optimizer.step)
 
     def _count(self, work: Callable[..., Any], *arguments: Any) -> Any:
         from pipelab.footprint import LiveStorages
@@ -108,8 +111,7 @@ class _Tracked:
         weights = [*(p for own in layers for p in own.parameters()), *self.update.stepped]  # and shares, with ZeRO-1
         there = [*weights, *(buffer for own in layers for buffer in own.buffers())]
         there += [weight.grad for weight in weights if weight.grad is not None]
-        states = self.update.optimizer.state.values()
-        there += [value for kept in states for value in kept.values() if hasattr(value, "untyped_storage")]
+        there += [v for kept in self.states.values() for v in kept.values() if hasattr(v, "untyped_storage")]
         with LiveStorages(there) as storages:
             result = work(*arguments)
         held = {tensor.untyped_storage().data_ptr(): tensor.nbytes for tensor in there}
