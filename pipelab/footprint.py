@@ -31,6 +31,15 @@ TILE = {"cpu": 1, "cuda": 512}
 """The bytes to which an allocator rounds up."""
 
 
+LARGE = {
+    torch.ops.aten.mse_loss.default,
+    torch.ops.aten.smooth_l1_loss.default,
+    torch.ops.aten.soft_margin_loss.default,
+    torch.ops.aten.binary_cross_entropy.default,
+}
+"""Losses whose one number lies where PyTorch has put those of all elements before; a fake tensor does not tell."""
+
+
 class Shape(NamedTuple):
     """Shape and dtype of a tensor."""
 
@@ -52,10 +61,12 @@ class Footprint(NamedTuple):
 
     `rise`: how much more than before is in use while it lasts, at most, with all that it makes and drops; `peak`: the
     same of activations alone. Afterwards `held` is kept for the micro-batch and `gradients` for the weights; `given` is
-    handed on, `taken` came in. Of what is held, `input` is the stage's input and `output` its output.
+    handed on, `taken` came in. Of what is held, `input` is the stage's input and `output` its output. `beside_output`:
+    the rise where that output stays all the while, as the next stage has it too.
     """
 
     rise: int
+    beside_output: int
     peak: int
     held: int
     gradients: int
@@ -87,7 +98,8 @@ class LiveStorages(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
                 if storage._cdata not in self._sizes:
-                    self._sizes[storage._cdata] = size = self.rounded(storage.nbytes())
+                    taken = max(storage.nbytes(), args[0].nbytes if operator in LARGE else 0)
+                    self._sizes[storage._cdata] = size = self.rounded(taken)
                     self.live += size
                     self.peak = max(self.peak, self.live)
                     weakref.finalize(storage, self._gone, storage._cdata).atexit = False
@@ -106,6 +118,25 @@ class _NoDraws(Randomness):
 
     def run(self, name: str, layer: Callable[[Tensor], Tensor], x: Tensor, step: int, microbatch: int) -> Tensor:
         return layer(x)
+
+
+class _LettingGo:
+    """Parts the peak at the moment when a storage is gone: `peak` is that until then, and `size` what went."""
+
+    def __init__(self, storages: LiveStorages, *ends: tuple[weakref.ref[Any], int]) -> None:
+        self.storages = storages
+        self.peak = self.size = 0
+        self._finalizers = [
+            weakref.finalize(storage(), self._gone, size) for storage, size in ends if storage() is not None
+        ]
+
+    def _gone(self, size: int) -> None:
+        self.peak, self.storages.peak, self.size = self.storages.peak, 0, size
+
+    def over(self) -> None:
+        """What is gone later is another action's."""
+        for finalizer in self._finalizers:
+            finalizer.detach()
 
 
 class FakeStage:
@@ -151,7 +182,9 @@ class FakeStage:
         live, held = self.storages.live, self.meter.live
         self.storages.peak = live
         self.meter.restart_peak()
+        letting_go = _LettingGo(self.storages, *self._ends[1:])
         taken, given = work(*shapes)
+        letting_go.over()
         shape = None if given is None else Shape.of(given)
         sizes = [0 if tensor is None else self._size(tensor) for tensor in (given, taken)]
         if work == self._forward:
@@ -161,7 +194,8 @@ class FakeStage:
         gradients = sum(self._size(p.grad) for p in self.parameters if p.grad is not None)
         kept = [size if storage() is not None else 0 for storage, size in self._ends]
         return Footprint(
-            rise=self.storages.peak - live,
+            rise=max(letting_go.peak, self.storages.peak) - live,
+            beside_output=max(letting_go.peak, self.storages.peak + letting_go.size) - live,
             peak=self.meter.peak - held,
             held=self.storages.live - gradients,
             gradients=gradients,

@@ -101,9 +101,10 @@ class MemoryRow:
                 self._arrived.pop(self._needed(action), 0)  # the rise has it
             before = self._now()
             there = self._there(action)
-            self.activations = max(self.activations, _activations(before) + footprint.peak - max(0, there))
+            self.activations = max(self.activations, _activations(before) + footprint.peak - there)
             stays = footprint.held - there if action.kind == F else 0  # what a forward keeps is known by its cause
-            working = before[WORKING] + beside + footprint.rise - there - stays
+            rise = footprint.beside_output if self._outlasts(action) else footprint.rise - there
+            working = before[WORKING] + beside + rise - stays
             self._note({**before, ACTIVATIONS: before[ACTIVATIONS] + stays, WORKING: working})
             given = footprint.given - (footprint.output if action.kind == F else 0)  # what is kept anyway counts there
             self._keep(action, footprint)
@@ -143,16 +144,15 @@ class MemoryRow:
         return 0 <= stage < len(rank_of) and rank_of[stage] == self.rank
 
     def _there(self, action: Action) -> int:
-        """By how much less than alone an action makes the rank hold, where an output is the next stage's input.
+        """Of what a forward makes the rank hold, its input, if that is the output that the stage before keeps."""
+        before = self._last.get((action.stage - 1, action.microbatch)) if action.kind == F else None
+        return before.output if before else 0
 
-        A forward finds it there; a backward does not free it, as long as the next stage keeps it.
-        """
+    def _outlasts(self, action: Action) -> bool:
+        """Whether a backward does not free its stage's output, as the next stage keeps it."""
         stage, kind, microbatch = action
-        if kind == F:
-            before = self._last.get((stage - 1, microbatch))
-            return before.output if before else 0
-        own, after = self._last[stage, microbatch], self._last.get((stage + 1, microbatch))
-        return -min(own.output, after.input) if kind in (B, I) and after else 0
+        after = self._last.get((stage + 1, microbatch)) if kind in (B, I) else None
+        return after is not None and min(self._last[stage, microbatch].output, after.input) > 0
 
     def _needed(self, action: Action) -> Action:
         return Action(action.stage + (-1 if action.kind == F else 1), F if action.kind == F else I, action.microbatch)

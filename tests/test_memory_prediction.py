@@ -1,5 +1,6 @@
 """What is predicted from shapes is what is there: by cause to the byte, and in all, with what comes and goes."""
 
+import contextlib
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 import pipelab as pl
 from pipelab.bench.memory import track_memory
+from pipelab.footprint import LiveStorages, fake_mode
 from pipelab.holdings import COMMUNICATION, DEFERRED, GRADIENTS, OPTIMIZER, PARAMETERS
 from pipelab.loss import auxiliary
 from pipelab.memory_prediction import predict_memory
@@ -91,6 +93,32 @@ def test_so_it_is_where_the_gradient_has_come_before_what_it_meets_is_recomputed
     predicted = predict_memory(model, schedule, batch, **options)
     tracked = track_memory(model, schedule, batch, Mesh(pp=ranks), **options)
     assert predicted.totals == pytest.approx(tracked, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("v-half", [nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 8), nn.LayerNorm(8)]),  # the sigmoid's output is kept
+        ("dualpipe-v", [nn.Dropout(0.1), nn.Linear(8, 8), nn.Tanh(), nn.LayerNorm(8)]),  # F with the loss is the worst
+    ],
+)
+def test_so_it_is_of_stages_of_one_layer(name, layers):
+    model, schedule = nn.Sequential(*layers), build(name)
+    batch, options = tuple(torch.randn(2, 32, 8)), {"loss": nn.functional.mse_loss}
+    predicted = predict_memory(model, schedule, batch, **options)
+    assert predicted.totals == pytest.approx(track_memory(model, schedule, batch, Mesh(pp=2), **options), rel=0.01)
+
+
+@pytest.mark.parametrize("loss", ["mse_loss", "smooth_l1_loss", "binary_cross_entropy", "soft_margin_loss", "l1_loss"])
+def test_a_loss_takes_in_prediction_what_it_takes(loss):
+    sizes = []
+    for mode in (contextlib.nullcontext(), fake_mode()):
+        with mode:
+            given = torch.ones(16, 8)
+            with LiveStorages([given]) as storages:
+                getattr(nn.functional, loss)(given, given)
+            sizes.append(storages.peak)
+    assert sizes[0] == sizes[1]
 
 
 def test_so_it_is_of_a_rank_without_parameters():
