@@ -80,11 +80,17 @@ class MemoryRow:
             elif isinstance(element, Action) and element.kind == U:
                 self._update(element)
             elif isinstance(element, Action) and element.kind == REDUCE:
-                self._reducing += self._gradients[element.stage]
+                self._reduce(self._gradients[element.stage])
         if self.program.schedule.flush:
             self._note({**self._now(), WORKING: self.end.piece})
             self._reducing = 0
             self._note({**self._now(), WORKING: self.end.update})
+
+    def _reduce(self, size: int) -> None:
+        """A stage's gradients are put in a row, and what is sent of that is a copy, bucket by bucket."""
+        self._reducing += size
+        now = self._now()
+        self._note({**now, WORKING: now[WORKING] + min(size, self.end.piece)})
 
     def _receive(self, message: Action) -> None:
         """From here on it is there, also while an R comes first, or the other action of a pair."""

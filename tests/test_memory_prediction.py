@@ -259,6 +259,15 @@ def test_with_zero_and_several_stages_a_rank_every_replica_holds_what_is_predict
     assert tracked == pytest.approx([totals[mesh.coordinates(member)[1]] for member in range(mesh.size)], rel=0.01)
 
 
+def test_gradients_that_are_put_in_a_row_to_be_summed_are_there_twice_while_others_wait():
+    layers = [nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Linear(64, 64)]  # the tanh waits beside the last one
+    model, schedule = nn.Sequential(*layers), build("interleaved", 2, 1)
+    batch, mesh = tuple(torch.randn(2, 32, 64)), Mesh(dp=2, pp=2)
+    options = {"loss": nn.functional.mse_loss, "optimizer": SGD}
+    tracked = track_memory(model, schedule, batch, mesh, **options)
+    assert predict_memory(model, schedule, batch, mesh, **options).totals == pytest.approx(tracked[:2], rel=0.01)
+
+
 def test_zero_divides_the_optimizers_states_among_the_replicas():
     model, schedule = build_model("tiny", layers=2), build("1f1b")
     batch = tuple(torch.cat([tensor] * 4) for tensor in TOKENS)
