@@ -223,5 +223,5 @@ class CudaWallClock:
         return settled, [(self._read(moment), held) for moment, held in curve]
 
     def _read(self, moment: Any) -> float:
-        seconds = moment.seconds - self._origin if isinstance(moment, Moment) else moment  # messages: the host's time
+        seconds = moment.seconds - self._origin if isinstance(moment, Moment) else moment  # collectives: host time
         return float(seconds)

@@ -88,9 +88,9 @@ def predict_memory(
 ) -> Prediction:  # fmt: skip
     """What each rank of `train(model, [batch], schedule, mesh, ...)` will hold; nothing is computed or changed.
 
-    Replicas hold alike, and so do tensor shards; told is the first of each. The model and the batch may lie on the
-    device "meta", where nothing has memory. Raises ValueError for a schedule without a backward, for what `train`
-    refuses, and for layers that look at numbers.
+    Replicas hold alike, and so do tensor shards; told is the first of each, which has the most where rows are uneven.
+    The model and the batch may lie on the device "meta", where nothing has memory. Raises ValueError for a schedule
+    without a backward, for what `train` refuses, and for layers that look at numbers.
 
     >>> from pipelab import build
     >>> with torch.device("meta"):  # parameters of 4 GiB
