@@ -9,13 +9,14 @@ from torch import nn
 
 import pipelab as pl
 from pipelab.bench.memory import track_memory
-from pipelab.footprint import LiveStorages, fake_mode
+from pipelab.footprint import fake_mode
 from pipelab.holdings import COMMUNICATION, DEFERRED, GRADIENTS, OPTIMIZER, PARAMETERS
 from pipelab.loss import auxiliary
 from pipelab.memory_prediction import predict_memory
 from pipelab.mesh import Mesh
 from pipelab.models import Block, GPTConfig, build_model
 from pipelab.stage import Stage
+from pipelab.storages import LiveStorages
 
 NAMES = ["naive", "gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipe-v", "v-min", "pipedream"]
 ids = torch.arange(16 * 16).reshape(16, 16) % 256

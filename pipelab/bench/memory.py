@@ -105,7 +105,7 @@ class _Tracked:
             update.optimizer.step = partial(self._count, update.optimizer.step)
 
     def _count(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        from pipelab.footprint import LiveStorages
+        from pipelab.storages import LiveStorages
 
         layers = [stage.layers for stage in self.worker.stages.values()]
         weights = [*(p for own in layers for p in own.parameters()), *self.update.stepped]  # and shares, with ZeRO-1
