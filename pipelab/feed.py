@@ -14,17 +14,16 @@ fails or the stop button is pressed, the last tenth of a second may be missing.
 
 Nothing here waits for the listener: 1024 events have room, then the oldest are dropped, to the end of their step, and
 counted (`Ended.dropped`, and a warning): no step is told with a gap that looks whole. If it raises, it is not called
-again, training goes on, and a warning afterwards says so. Read next: `live`, a listener that knows the state of the
-run, for whoever draws it; `show.live_text` draws it in a terminal.
+again, training goes on, and a warning afterwards says so. Read next: `reporter` (the side of the ranks), and `live`, a
+listener that knows the state of the run, for whoever draws it; `show.live_text` draws it in a terminal.
 """
 
-import contextlib
 import threading
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 from pipelab.mesh import Mesh
 from pipelab.schedule import Schedule
@@ -249,73 +248,3 @@ def _step_of(event: Event) -> int:
 
 def _place(event: OfStep) -> tuple[int, int]:
     return event.step, (StepBegun, Spans, StepEnded).index(type(event))
-
-
-class HasRecord(Protocol):
-    """A worker, as far as the feed knows it: its global rank, and the growing record of its step."""
-
-    @property
-    def global_rank(self) -> int: ...
-
-    record: Any
-
-
-class Reporter:
-    """Tells what the ranks of this process do: a thread looks at their growing records, so that no rank stops for it.
-
-    It is a context around the run. `early` is whether times are known before a step is over; else all is told there.
-    """
-
-    def __init__(self, workers: Sequence[HasRecord], tell: Tell, *, early: bool) -> None:
-        self._workers = workers
-        self._tell = tell
-        self._step: int | None = None
-        self._before: dict[int, Any] = {}
-        self._told: dict[int, tuple[int, int]] = {}
-        self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="report", daemon=True) if early else None
-
-    def __enter__(self) -> "Reporter":
-        if self._thread is not None:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._over.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    @contextlib.contextmanager
-    def step(self, number: int) -> Iterator[None]:
-        """Within it the step is executed; at its end, also of one that breaks off, all is told."""
-        with self._lock:
-            self._before = {worker.global_rank: worker.record for worker in self._workers}
-            self._told = {worker.global_rank: (0, 0) for worker in self._workers}
-            self._step = number
-        try:
-            yield
-        finally:
-            with self._lock:
-                for worker in self._workers:
-                    self._look(worker, number, last=True)
-                self._step = None
-
-    def _follow(self) -> None:
-        while not self._over.wait(EVERY):
-            with self._lock:
-                if self._step is not None:
-                    for worker in self._workers:
-                        self._look(worker, self._step, last=False)
-
-    def _look(self, worker: HasRecord, step: int, *, last: bool) -> None:
-        spans: tuple[Span, ...] = ()
-        points: tuple[tuple[float, int], ...] = ()
-        if worker.record is not self._before[worker.global_rank]:
-            known, counted = self._told[worker.global_rank]
-            spans, points = tuple(worker.record.spans[known:]), tuple(worker.record.curve[counted:])
-            self._told[worker.global_rank] = known + len(spans), counted + len(points)
-        if spans or points or last:
-            rank = worker.global_rank
-            own = tuple(span if span.rank == rank else span._replace(rank=rank) for span in spans)
-            self._tell(Spans(step, rank, own, points, last))

@@ -19,12 +19,13 @@ from pipelab.collector import heap_set_aside
 from pipelab.data_parallel import first_that_differs
 from pipelab.evaluation import in_evaluation_mode
 from pipelab.failure import RunError
-from pipelab.feed import Reporter, Tell, nobody
+from pipelab.feed import Tell, nobody
 from pipelab.job import Job
 from pipelab.microbatches import Microbatches, split_batch
 from pipelab.parts import join, part_of
 from pipelab.place import Place
 from pipelab.record import Record, memory_of, trace_of
+from pipelab.reporter import Reporter
 from pipelab.run import Run
 from pipelab.state import State
 from pipelab.trace import Span, median_trace
