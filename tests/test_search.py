@@ -23,7 +23,7 @@ from pipelab.search.dials import tried
 from pipelab.search.greedy import NEVER, dispatch
 from pipelab.search.joined import in_a_row
 from pipelab.search.problem import Problem
-from pipelab.search.waves import waves, waves_within
+from pipelab.search.waves import waves, waves_below, waves_within
 from pipelab.search.words import words
 from pipelab.simulate import simulate
 from pipelab.validate import validate
@@ -172,8 +172,35 @@ def test_the_waves_within_a_limit_are_those_of_every_smaller_limit(shape):
         assert min(sent, default=None) == min(every, default=None)
 
 
+@pytest.mark.parametrize("shape", [shape for shape in shapes(9, 60) if shape[0] <= 3 and shape[1] <= 5])
+def test_the_waves_below_a_list_of_limits_are_those_of_every_smaller_list(shape):
+    """All that could be shortest, none sent twice: against trying every list there is."""
+    P, M, costs, weight, objective = shape
+    problem = Problem.of(Placement.loop(P), M, costs, [M + 1, M, max(1, M - 1)][:P], weight, objective)
+    levels = [range(problem.one, limit + 1) for limit in problem.limits]
+    every = [
+        problem.length(played.ends) for limits in product(*levels) for played in waves(replace(problem, limits=limits))
+    ]
+    sent = [problem.length(played.ends) for played in waves_below(problem, NEVER)]
+    assert sent[:1] == [problem.length(played.ends) for played in waves(problem)][:1]
+    assert sent == sorted(sent, reverse=True)
+    assert min(sent, default=None) == min(every, default=None)
+
+
+@pytest.mark.parametrize("number", range(24))
+def test_nor_within_a_limit_for_each_rank(number):
+    rnd = random.Random(number)
+    P, M = rnd.choice([3, 4, 6, 8]), rnd.choice([8, 12, 16])
+    low, high = rnd.choice([(0, 3), (1, 9), (50, 60)])
+    costs = Costs.per_stage(*([rnd.randint(low, high) for _ in range(P)] for _ in "FIW"), hop=rnd.choice([0, 1, 7]))
+    limits = [Fraction(rnd.randint(2, 4 * P), 2) for _ in range(P)]
+    weight, objective = rnd.choice([1, Fraction(1, 2), Fraction(3, 10)]), rnd.choice(["span", "step"])
+    for within in (limits, sorted(limits, reverse=True)):
+        assert_no_wave_is_shorter(P, M, costs, within, weight, objective)
+
+
 def test_more_memory_makes_a_wave_longer_but_not_what_is_found():
-    """So with a limit a rank, to be no longer than every wave within it is to try every smaller list."""
+    """So to be no longer than every wave within a list of limits is to try every smaller list."""
     costs = Costs.per_stage([3, 1, 2], [0, 0, 0], [4, 1, 4])
     problems = [Problem.of(Placement.loop(3), 3, costs, limit) for limit in (2, 3)]
     assert [min(problem.length(played.ends) for played in waves(problem)) for problem in problems] == [21, 22]

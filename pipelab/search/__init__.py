@@ -24,9 +24,9 @@ from pipelab.search.dials import tried
 from pipelab.search.greedy import Played, dispatch
 from pipelab.search.improve import improve
 from pipelab.search.joined import cut, in_a_row, joined
-from pipelab.search.ladder import BRIEF, GLANCE, RULES, THOROUGH, fits, ladder, shapes
+from pipelab.search.ladder import BRIEF, GLANCE, RULES, THOROUGH, below, fits, ladder, shapes
 from pipelab.search.problem import Limits, Problem, Rows
-from pipelab.search.waves import waves, waves_within
+from pipelab.search.waves import waves, waves_below, waves_within
 from pipelab.search.words import words
 from pipelab.trace import Number, ratio
 
@@ -71,11 +71,12 @@ def find(
     takes 1 from the start of F to the end of I, then `weight_memory` to the end of W (a chunk its share of that).
     `objective` is "span", the longest time from a rank's own first start to its own last end, or "step", the makespan.
 
-    More memory, on any rank, never makes it longer (`ladder` says why). It is never longer than a published order of as
-    many chunks that fits, nor, with one limit for all ranks and up to 100,000 actions, than the published heuristic
-    (`waves`). All times are compared exactly where the costs are exact. With several chunks the published orders, two
-    in a V or any number in a loop, are improved; and it is never longer than with one (`joined`). Raises ValueError
-    with the remedy.
+    It is never longer than a published order of as many chunks that fits, nor, up to 100,000 actions, than the
+    published heuristic within these limits (`waves`). More memory never makes it longer, with one limit for all ranks,
+    or up to four ranks and 1,000 actions; with lists for larger shapes that is no theorem, but no exception is known
+    (`ladder` says why). All times are compared exactly where the costs are exact. With several chunks the published
+    orders, two in a V or any number in a loop, are improved; and it is never longer than with one (`joined`). Raises
+    ValueError with the remedy.
 
     >>> found = find(4, 8, memory_limit=7)
     >>> found.length, found.lower_bound, found.gap
@@ -168,7 +169,7 @@ def _shortest(problem: Problem) -> Known:
             best = _with_waves(problem, best, waves(at_rung, best.length), enough)
     for less in shapes(problem):
         best = _with_waves(problem, best, waves_within(problem, less, best.length), enough)
-    return best
+    return _with_waves(problem, best, waves_below(problem, best.length, below(problem)), enough)
 
 
 def _named(problem: Problem) -> Named:

@@ -5,10 +5,12 @@ memory demands them (the heuristic of ZB-1p and ZB-2p: Qi et al. 2024, section 3
 rather than delay its message by a W, as long as it has idled less than the rank that idled most. Three habits,
 each on or off, make eight schedules.
 
-More memory can make a wave longer. So that it never makes the schedule longer, waves are sent within all limits up to
-one's own: all that differ, as long as they may be the shortest (`waves_within`). Read next: `ladder`.
+More memory can make a wave longer. So that it never makes the schedule longer, waves are sent within smaller limits
+too: all levels of one shape (`waves_within`), or all lists (`waves_below`). A wave tells which limits it needs to go
+the same way, so none is sent twice; and only those are sent that may be the shortest. Read next: `ladder`.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product, takewhile
@@ -45,8 +47,8 @@ def waves(problem: Problem, shorter_than: Number = NEVER) -> Iterator[Played]:
 def waves_within(problem: Problem, less: Limits, shorter_than: Number) -> Iterator[Played]:
     """The waves of all limits of one shape within the problem's own: each shorter than those before.
 
-    The shape is one level for all ranks, `less` so much on each, but room for one micro-batch everywhere. A wave tells
-    which limits it needs to go the same way, so the next level to try is the first that denies it one of them.
+    The shape is one level for all ranks, `less` so much on each, but room for one micro-batch everywhere. The next
+    level to try is the first that denies the last wave a limit it needs.
 
     >>> from pipelab.costs import Costs
     >>> from pipelab.placement import Placement
@@ -69,6 +71,37 @@ def waves_within(problem: Problem, less: Limits, shorter_than: Number) -> Iterat
                 yield Played(wave.rows, wave.clock)
                 shorter_than = min(shorter_than, problem.length(wave.clock))
             level = max(need + low if need > one else 0 for need, low in zip(wave.needed, less, strict=True)) - 1
+
+
+def waves_below(problem: Problem, shorter_than: Number, letters: Number = NEVER) -> Iterator[Played]:
+    """The waves of all lists of limits up to the problem's own, its own first: each shorter than those before.
+
+    Lists that deny a wave a limit it needs are parted by the first rank that does, so that each is met once. There can
+    be very many: none is begun after so many `letters` have been played.
+
+    >>> from pipelab.costs import Costs
+    >>> from pipelab.placement import Placement
+    >>> problem = Problem.of(Placement.loop(3), 3, Costs.per_stage([3, 1, 2], [0, 0, 0], [4, 1, 4]), [3, 2, 3])
+    >>> [problem.length(played.ends) for played in waves_below(problem, shorter_than=100)]
+    [22, 21]
+    """
+    most = problem.microbatches * problem.one
+    own, least = tuple(min(most, limit) for limit in problem.limits), (problem.one,) * problem.ranks
+    ahead = deque((own, least, habits) for habits in HABITS)
+    while ahead and letters > 0:
+        limits, least, habits = ahead.popleft()
+        within = replace(problem, limits=limits)
+        if bound(within) >= shorter_than:
+            continue
+        wave = _Wave(within, habits, shorter_than)
+        if wave.run():
+            yield Played(wave.rows, wave.clock)
+            shorter_than = min(shorter_than, problem.length(wave.clock))
+        letters -= sum(map(len, wave.rows))
+        for rank, need in enumerate(wave.needed):
+            if need > least[rank]:
+                ahead.append(((*limits[:rank], need - 1, *limits[rank + 1 :]), least, habits))
+                least = (*least[:rank], need, *least[rank + 1 :])
 
 
 HABITS = tuple(Habits(*habits) for habits in product((True, False), repeat=3))
@@ -182,12 +215,15 @@ class _Wave:
                     break
                 more[rank] += 1
                 clock += f
-            self.needed[rank] = max(self.needed[rank], self.held[rank] + more[rank] * problem.one)
             back = max(back, clock) + problem.I[rank]
+        counted = list(more)
         for rank in range(1, problem.ranks):
             if more[rank] >= more[rank - 1] and more[rank] < problem.microbatches - 1:
                 more[rank] = max(0, more[rank - 1] - 1)
             more[rank] = min(more[rank], more[rank - 1])
+        for rank, (took, free) in enumerate(zip(more, counted, strict=True)):
+            tight = self.habits.pause and free < problem.microbatches - 1
+            self.needed[rank] = max(self.needed[rank], self.held[rank] + (took if tight else free) * problem.one)
         return more
 
     def _wants(self, rank: int) -> bool:
