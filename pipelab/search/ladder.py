@@ -9,9 +9,9 @@ peaks; and an entry is passed over only where its lower bound says that nothing 
 Rules and local search get a list of limits (`ladder`). Waves get every limit there is, of a few shapes (`shapes`). One
 shape is the same for all ranks, so with one limit no schedule is longer than the published heuristic.
 
-With a limit a rank, waves get one's own limits and the smaller lists (`below`): up to four ranks all of them, so more
-memory still never makes it longer. On more ranks there are too many: the nearest are tried, and a list that came too
-late for a larger one, but not for a smaller one, could make a schedule longer. Among thousands none was met.
+With a limit a rank, waves get one's own limits and the smaller lists (`below`): on small shapes all of them, so more
+memory still never makes it longer. On larger ones there are too many and the nearest are tried. Then a larger list can
+miss what a smaller one met.
 
 Read next: `joined`.
 """
@@ -84,12 +84,12 @@ def below(problem: Problem) -> Number:
     None with one limit for all ranks, where `shapes` has all that more memory must not lose.
 
     >>> from pipelab.placement import Placement
-    >>> [below(Problem.of(Placement.loop(P), 8, memory_limit=[3] + [2] * (P - 1))) for P in (4, 5)]
-    [inf, 200000]
+    >>> [below(Problem.of(Placement.loop(P), 8, memory_limit=[3] + [2] * (P - 1))) for P in (5, 6)]
+    [inf, 300000]
     """
     if problem.chunks > 1 or problem.actions > VAST:
         return 0
-    if problem.ranks <= FEW and problem.actions <= SMALL:
+    if problem.ranks <= FEW and problem.actions <= SMALL // 2:
         return NEVER
     return max(LETTERS, len(HABITS) * problem.actions) if len(set(problem.limits)) > 1 else 0
 
@@ -113,7 +113,7 @@ LEVELS, GLANCES = 200_000, 300_000
 """Further levels, and uneven limits, are as many as together have so many actions, or a few more."""
 
 
-FEW, LETTERS = 4, 200_000
+FEW, LETTERS = 5, 300_000
 """Up to so many ranks, on small shapes, all smaller lists get their waves; on more ranks those of so many letters, but
 at least all waves of one's own list."""
 

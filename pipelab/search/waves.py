@@ -76,8 +76,9 @@ def waves_within(problem: Problem, less: Limits, shorter_than: Number) -> Iterat
 def waves_below(problem: Problem, shorter_than: Number, letters: Number = NEVER) -> Iterator[Played]:
     """The waves of all lists of limits up to the problem's own, its own first: each shorter than those before.
 
-    Lists that deny a wave a limit it needs are parted by the first rank that does, so that each is met once. There can
-    be very many: none is begun after so many `letters` have been played.
+    A wave stands for all lists that grant it the limits it needs, and for all habits that it was not asked about. The
+    others are parted by the first habit or rank that differs, so that each is met once. There can be very many: none is
+    begun after so many `letters` have been played.
 
     >>> from pipelab.costs import Costs
     >>> from pipelab.placement import Placement
@@ -87,9 +88,9 @@ def waves_below(problem: Problem, shorter_than: Number, letters: Number = NEVER)
     """
     most = problem.microbatches * problem.one
     own, least = tuple(min(most, limit) for limit in problem.limits), (problem.one,) * problem.ranks
-    ahead = deque((own, least, habits) for habits in HABITS)
+    ahead = deque([(own, least, HABITS[0], frozenset(Habits._fields))])
     while ahead and letters > 0:
-        limits, least, habits = ahead.popleft()
+        limits, least, habits, free = ahead.popleft()
         within = replace(problem, limits=limits)
         if bound(within) >= shorter_than:
             continue
@@ -98,9 +99,12 @@ def waves_below(problem: Problem, shorter_than: Number, letters: Number = NEVER)
             yield Played(wave.rows, wave.clock)
             shorter_than = min(shorter_than, problem.length(wave.clock))
         letters -= sum(map(len, wave.rows))
+        for habit in free & wave.asked:
+            free -= {habit}
+            ahead.appendleft((limits, least, habits._replace(**{habit: False}), free))
         for rank, need in enumerate(wave.needed):
             if need > least[rank]:
-                ahead.append(((*limits[:rank], need - 1, *limits[rank + 1 :]), least, habits))
+                ahead.append(((*limits[:rank], need - 1, *limits[rank + 1 :]), least, habits, free))
                 least = (*least[:rank], need, *least[rank + 1 :])
 
 
@@ -123,6 +127,8 @@ class _Wave:
         self.weights = [0] * P
         self.needed = [problem.one] * P
         """Within these limits, or any between them and its own, it would have gone the same way so far."""
+        self.asked: set[str] = set()
+        """And with any other habits, but for these."""
         if isinstance(shorter_than, float):
             shorter_than *= 1 + ROUNDING
         ends = zip(problem.offset, problem.start, problem.work, strict=True)
@@ -211,7 +217,8 @@ class _Wave:
             room = (self.limits[rank] - self.held[rank]) // problem.one
             clock, f = self.clock[rank], problem.F[rank]
             while more[rank] < min(room, problem.microbatches - 1):
-                if clock + f > back if self.habits.pause else clock >= back:
+                late, early = clock >= back, clock + f > back
+                if early if late != early and self._has("pause") else late:
                     break
                 more[rank] += 1
                 clock += f
@@ -231,7 +238,7 @@ class _Wave:
         problem, done = self.problem, len(self.forwards[rank])
         if done >= problem.microbatches:
             return False
-        if not self.habits.hold_back or rank == problem.ranks - 1 or done < len(self.forwards[rank + 1]) + 2:
+        if rank == problem.ranks - 1 or done < len(self.forwards[rank + 1]) + 2 or not self._has("hold_back"):
             return True
         clock = self.clock[rank]
         after = self.clock[rank + 1] + problem.F[rank + 1] + problem.I[rank + 1] + problem.hop_up[rank]
@@ -266,8 +273,12 @@ class _Wave:
             self._weight(rank)
         gap = arrival - self.clock[rank]
         pending = self.weights[rank] < len(self.gradients[rank])
-        if pending and gap > 0 and (self.habits.fill or gap > self.most_idle - self.idle[rank]):
+        if pending and gap > 0 and (gap > self.most_idle - self.idle[rank] or self._has("fill")):
             self._weight(rank)
+
+    def _has(self, habit: str) -> bool:
+        self.asked.add(habit)
+        return bool(getattr(self.habits, habit))
 
     def _weights_left(self, rank: int) -> None:
         while self.weights[rank] < len(self.gradients[rank]):
