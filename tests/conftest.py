@@ -22,6 +22,15 @@ def one_intra_op_thread():
 
 
 @pytest.fixture
+def travelling(request):
+    """Ranks get the functions and classes of the test's own file by value: they could not import it."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)
+
+
+@pytest.fixture
 def interruptible():
     """A job in the background of a shell ignores Control-C, and so would its tests and all that they start."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
