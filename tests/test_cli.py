@@ -504,6 +504,14 @@ def test_trace_and_page_are_written(pipelab, tmp_path):
     assert sorted(tmp_path.iterdir()) == [page, trace]
 
 
+def test_where_a_package_is_missing_the_remedy_is_told_before_anything_is_trained(pipelab, monkeypatch, tmp_path):
+    for package in ("plotly", "tqdm"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert_refused(pipelab(*train("--html", tmp_path / "run.html")), "--html", "pip install plotly", lines=1)
+    assert_refused(pipelab("labs", "--only", "01"), "pip install tqdm", lines=1)
+    assert not list(tmp_path.iterdir())
+
+
 def test_over_processes_the_figures_have_the_same_fields_and_the_same_losses(pipelab):
     options = ("--pp", 2, "--microbatches", 3, "--steps", 2, "--check", "--json")
     here, there = (pipelab(*train(*options, "--transport", name)).json for name in ("memory", "gloo"))
