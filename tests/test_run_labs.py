@@ -5,8 +5,11 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import nbformat
 import pytest
+
+pytest.importorskip("papermill", reason="no papermill here: no lab is run")
+
+import nbformat
 
 from pipelab import labs
 from pipelab.cli import main
