@@ -405,6 +405,7 @@ def test_training_without_a_flush_tells_the_staleness_and_the_memory_of_the_vers
 
 
 def test_without_a_flush_all_that_train_writes_is_written_and_a_watch_is_refused(pipelab, tmp_path):
+    pytest.importorskip("plotly")
     page, trace = tmp_path / "run.html", tmp_path / "run.json"
     shape = [*TINY, "--schedule", "pipedream", "--pp", 2, "--microbatches", 2, "--steps", 2]
     answer = pipelab(*shape, "--html", page, "--trace", trace, "--explain", "--json").json
@@ -495,6 +496,7 @@ def test_rows_of_ones_own_are_trained(pipelab, tmp_path):
 
 
 def test_trace_and_page_are_written(pipelab, tmp_path):
+    pytest.importorskip("plotly")
     page, trace = tmp_path / "run.html", tmp_path / "run.json"
     answer = pipelab(*train("--pp", 2, "--html", page, "--trace", trace, "--json")).json
     read = pl.Trace.from_json(trace.read_text())
