@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 import torch
 
+COUNTERS = (("allocated", "current"), ("allocated", "peak"), ("reserved", "current"))
+"""PyTorch's names of what a reading says."""
+
 
 class Reading(NamedTuple):
     """Bytes of the device when an action has been issued: in use now, at most since the last reading, and reserved."""
@@ -32,6 +35,6 @@ class Allocator:
 
     def read(self) -> Reading:
         """What is in use and reserved; the next peak begins at what is in use now."""
-        allocated, peak = torch.cuda.memory_allocated(self.device), torch.cuda.max_memory_allocated(self.device)
+        told = torch.cuda.memory_stats(self.device)  # one look: others who share the GPU may look between two
         torch.cuda.reset_peak_memory_stats(self.device)
-        return Reading(allocated, peak, torch.cuda.memory_reserved(self.device))
+        return Reading(*(told[f"{name}_bytes.all.{when}"] for name, when in COUNTERS))

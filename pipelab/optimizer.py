@@ -60,9 +60,7 @@ def apart_from_gpus(made: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
     >>> apart_from_gpus(adamw([nn.Parameter(torch.zeros(2))])).step()
     """
-    for question in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):  # 2.13, 2.11
-        if hasattr(made, question):
-            setattr(made, question, lambda: None)
+    made._accelerator_graph_capture_health_check = lambda: None  # type: ignore[method-assign]
     return made
 
 

@@ -11,6 +11,24 @@ import torch
 from pipelab import clock, feed
 from pipelab.transport.memory import Mailboxes
 
+OF_NOTEBOOKS = {"IPython", "anywidget", "ipywidgets", "nbformat", "papermill", "plotly"}
+"""Packages that a machine of GPUs may lack."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    """Where one of them is missing, a test that comes to need it is skipped."""
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package not in OF_NOTEBOOKS:
+            raise
+        pytest.skip(f"no {package} here")
+
+
+pytest_runtest_setup = pytest_runtest_call  # or its fixtures do
+
 
 @pytest.fixture
 def one_intra_op_thread():
@@ -19,6 +37,15 @@ def one_intra_op_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def travelling(request):
+    """Ranks get the functions and classes of the test's own file by value: they could not import it."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    cloudpickle.register_pickle_by_value(request.module)
+    yield
+    cloudpickle.unregister_pickle_by_value(request.module)
 
 
 @pytest.fixture

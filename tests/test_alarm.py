@@ -15,6 +15,7 @@ from pipelab.alarm import watched
 from pipelab.launcher import launch
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("travelling")
 
 
 def on_their_own(part, ranks, timeout=120.0, late=0.0, too_late=0):
@@ -55,15 +56,6 @@ def store():
     from torch.distributed import TCPStore
 
     return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
-
-
-@pytest.fixture(autouse=True)
-def functions_of_this_file_travel_by_value():
-    import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 def test_ranks_that_do_well_leave_one_by_one():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelab.bench import memory, runtime
+from pipelab.bench import memory, recorder, runtime
 from pipelab.bench.split import compare_splits
 from pipelab.cli import main
 from pipelab.mesh import Mesh
@@ -28,6 +28,12 @@ def test_the_script_for_gpus_can_be_tried_out_on_a_cpu(tmp_path):
     assert {(row["schedule"], row["ranks"]) for row in results["timelines"]} >= {("1f1b", 4), ("zb-h1", 8)}
     assert results["mfu"]["flops"] > 0 and "## mfu" in (tmp_path / "gpu.md").read_text()
     assert all((tmp_path / row["trace"]).exists() for row in results["timelines"])
+
+
+def test_where_nobody_can_draw_the_recorders_are_compared_without_the_picture(monkeypatch):
+    assert "feed" in recorder.switches()
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    assert "watch" in recorder.SWITCHES and "watch" not in recorder.switches()
 
 
 def test_a_split_is_compared_in_time_and_bytes():

@@ -1,7 +1,6 @@
 """What crosses the border of two stages when it is not the usual: no gradient, or another dtype than the weights'."""
 
 import copy
-import sys
 
 import pytest
 import torch
@@ -10,14 +9,7 @@ from torch import Tensor, nn
 import pipelab as pl
 from pipelab.reference import train_uncut
 
-
-@pytest.fixture(autouse=True)
-def layers_of_this_file_travel_by_value():
-    import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+pytestmark = pytest.mark.usefixtures("travelling")
 
 
 class Deaf(nn.Module):

@@ -29,19 +29,7 @@ from pipelab.state import State, values_of
 CONFIG = GPTConfig(vocabulary=17, width=8, heads=2, layers=10, context=5, dropout=0.1)
 STEPS = 6
 WORDS = [*"abcdef"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread_and_functions_that_travel():
-    """Bit-equality needs one order of additions; what ranks run here comes by value."""
-    import cloudpickle
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_intra_op_thread", "travelling")
 
 
 def gpt(config: GPTConfig = CONFIG) -> GPT:

@@ -405,6 +405,7 @@ def test_training_without_a_flush_tells_the_staleness_and_the_memory_of_the_vers
 
 
 def test_without_a_flush_all_that_train_writes_is_written_and_a_watch_is_refused(pipelab, tmp_path):
+    pytest.importorskip("plotly")
     page, trace = tmp_path / "run.html", tmp_path / "run.json"
     shape = [*TINY, "--schedule", "pipedream", "--pp", 2, "--microbatches", 2, "--steps", 2]
     answer = pipelab(*shape, "--html", page, "--trace", trace, "--explain", "--json").json
@@ -495,6 +496,7 @@ def test_rows_of_ones_own_are_trained(pipelab, tmp_path):
 
 
 def test_trace_and_page_are_written(pipelab, tmp_path):
+    pytest.importorskip("plotly")
     page, trace = tmp_path / "run.html", tmp_path / "run.json"
     answer = pipelab(*train("--pp", 2, "--html", page, "--trace", trace, "--json")).json
     read = pl.Trace.from_json(trace.read_text())
@@ -502,6 +504,14 @@ def test_trace_and_page_are_written(pipelab, tmp_path):
     assert read.makespan == answer["step_seconds"]
     assert "plotly" in page.read_text().lower()
     assert sorted(tmp_path.iterdir()) == [page, trace]
+
+
+def test_where_a_package_is_missing_the_remedy_is_told_before_anything_is_trained(pipelab, monkeypatch, tmp_path):
+    for package in ("plotly", "tqdm"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert_refused(pipelab(*train("--html", tmp_path / "run.html")), "--html", "pip install plotly", lines=1)
+    assert_refused(pipelab("labs", "--only", "01"), "pip install tqdm", lines=1)
+    assert not list(tmp_path.iterdir())
 
 
 def test_over_processes_the_figures_have_the_same_fields_and_the_same_losses(pipelab):

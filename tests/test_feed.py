@@ -24,17 +24,8 @@ from pipelab.models import GPT, GPTConfig
 
 ROOT = Path(__file__).parent.parent
 CONFIG = GPTConfig(vocabulary=17, width=8, heads=2, layers=6, context=5)
-pytestmark = pytest.mark.usefixtures("all_is_heard")
+pytestmark = pytest.mark.usefixtures("all_is_heard", "travelling")
 MACHINES = [(transport, clock) for transport in ("memory", "gloo") for clock in ("virtual", "wall")]
-
-
-@pytest.fixture(autouse=True)
-def layers_of_this_file_travel_by_value():
-    import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 def gpt() -> GPT:

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 import pipelab as pl
 from pipelab import assembly, virtual_ranks
-from pipelab.cuda_memory import Reading
+from pipelab.cuda_memory import Allocator, Reading
 from pipelab.holdings import ACTIVATIONS, CAUSES, COMMUNICATION, DEFERRED, GRADIENTS, OPTIMIZER, PARAMETERS, RECOMPUTE
 from pipelab.models import build_model
 from pipelab.transport.memory import Mailboxes
@@ -172,6 +172,18 @@ def test_over_processes_the_causes_are_the_same_and_messages_are_buffers():
         here, there = ours.peaks_by_cause(rank), theirs.peaks_by_cause(rank)
         assert {**here, COMMUNICATION: 0} == {**there, COMMUNICATION: 0}
         assert there[COMMUNICATION] % (2 * 16 * 32 * 4 + 16) == 0 < there[COMMUNICATION]
+
+
+def test_a_reading_is_one_look_at_the_counters_and_the_next_peak_begins_there(monkeypatch):
+    counters = {"allocated_bytes": {"all": {"current": 3, "peak": 5}}, "reserved_bytes": {"all": {"current": 8}}}
+    looks = []
+    monkeypatch.setattr(
+        torch.cuda.memory, "memory_stats_as_nested_dict", lambda device: looks.append(device) or counters
+    )
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", looks.append)
+    gpu = torch.device("cuda", 0)
+    assert Allocator(gpu).read() == Reading(allocated=3, peak=5, reserved=8)
+    assert looks == [gpu, gpu]
 
 
 def test_an_allocator_is_asked_after_every_action_of_every_step(monkeypatch):

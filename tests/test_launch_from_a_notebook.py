@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("ipykernel", reason="no ipykernel here: nothing is launched from a notebook")
+
 from jupyter_client.manager import KernelManager
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,6 +21,7 @@ from pipelab.launcher import _living_server, launch, post, recorder
 from pipelab.launcher.server import Server
 
 ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.usefixtures("travelling")
 
 
 def gone(pid):
@@ -60,15 +61,6 @@ def wait_for_rank(peer):
 def until_wait(*ranks):
     """Until these ranks wait for a message; before that, what they are at would be chance."""
     store().wait([f"{rank} waits" for rank in ranks])
-
-
-@pytest.fixture(autouse=True)
-def functions_of_this_file_travel_by_value():
-    import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 # --------------------------------------------------------------------------------------------- what it gives

@@ -5,6 +5,8 @@ import time
 
 import pytest
 
+pytest.importorskip("anywidget", reason="no anywidget here: the live timeline is not tried")
+
 import pipelab as pl
 from pipelab.action import parts
 from pipelab.data import Batches, load_text

@@ -90,7 +90,8 @@ def test_the_meter_equals_an_independent_count_of_live_storages_on_transformer_b
 
 def allocated_by(work) -> int:
     """Bytes that the CPU allocator gave out during the work and has not been given back, from torch's profiler."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:  # else 2.11 warns
         work()
     return sum(event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]")
 

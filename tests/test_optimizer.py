@@ -13,6 +13,8 @@ def no_gpu_is_touched(monkeypatch):
 
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available=False: torch.device("cuda"))
     monkeypatch.setattr(torch.accelerator, "current_stream", touched)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # what torch 2.11 asks
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", touched)
 
 
 @pytest.mark.parametrize("optimizer", [adamw, torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop])

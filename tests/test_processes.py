@@ -27,15 +27,7 @@ from pipelab.training import train
 
 ROOT = Path(__file__).parent.parent
 CONFIG = GPTConfig(vocabulary=17, width=8, heads=2, layers=10, context=5, dropout=0.1)
-
-
-@pytest.fixture(autouse=True)
-def functions_of_this_file_travel_by_value():
-    import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+pytestmark = pytest.mark.usefixtures("travelling")
 
 
 def gpt() -> GPT:

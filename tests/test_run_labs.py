@@ -5,8 +5,11 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import nbformat
 import pytest
+
+pytest.importorskip("papermill", reason="no papermill here: no lab is run")
+
+import nbformat
 
 from pipelab import labs
 from pipelab.cli import main
@@ -165,7 +168,7 @@ def test_a_kernel_that_dies_fails_its_lab_only(course, tmp_path):
 def test_without_json_a_person_reads_a_line_a_lab(course, pipelab):
     course("01_good")
     status, out, err = pipelab()
-    assert (status, err) == (0, "")
+    assert status == 0 and re.fullmatch(r"(\r.*)*\n?", err)  # where the kernel starts slowly, the bar
     assert re.fullmatch(r"ok +\d+\.\d s  01_good\n", out)
 
 

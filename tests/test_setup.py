@@ -9,7 +9,6 @@ from pathlib import Path
 import bootstrap
 import install
 import pytest
-import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -218,6 +217,7 @@ def test_an_interrupted_set_up_leaves_no_stamp(made, monkeypatch):
 
 
 def test_environment_yml_names_the_packages_and_bounds_of_pyproject():
+    yaml = pytest.importorskip("yaml")
     conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     *packages, pip, by_pip = conda["dependencies"]
     ours = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]

@@ -8,9 +8,12 @@ from base64 import b64decode
 from html import unescape
 from xml.etree import ElementTree
 
+import pytest
+
+pytest.importorskip("plotly", reason="no plotly here: no chart is drawn")
+
 import plotly.graph_objects as go
 import plotly.io as pio
-import pytest
 
 import pipelab as pl
 from pipelab.collectives import Volume

@@ -4,8 +4,11 @@ import datetime
 from xml.etree import ElementTree
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
+
+pytest.importorskip("plotly", reason="no plotly here: no chart is drawn")
+
+import plotly.graph_objects as go
 from test_show_charts import CHARTS, drawn, step
 
 import pipelab as pl

@@ -4,12 +4,14 @@ The seconds are processor time of the process, all ranks together, so that other
 quartiles of the pairs tell how much they do.
 The activation meter works in the first step of a shape alone, which is not among these; its row tells what it would
 cost in every step. The last rows are the live feed, with a listener that keeps the state and with the notebook's
-timeline, which also draws; their threads are among what is counted.
+timeline, which also draws; their threads are among what is counted. Where there is no anywidget, as on a machine of
+GPUs, nobody draws, and the last row is left out.
 """
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from statistics import quantiles
 from typing import Any
 
@@ -24,7 +26,7 @@ def compare_recording(steps: int = 40, model: str = "small", device: str = "cpu"
     """One row a schedule and recorder: a recorded step's time over that of an unrecorded one, the median and between
     which two values half of the pairs lie."""
     for name in SCHEDULES:
-        for what, (switch, listener) in SWITCHES.items():
+        for what, (switch, listener) in switches().items():
             low, median, high = quantiles(_ratios(name, switch, listener(), steps, model, device))
             yield {"schedule": name, "what": what, "on_over_off": median, "quartiles": [low, high]}
 
@@ -101,6 +103,11 @@ SWITCHES: dict[str, tuple[Switch, Callable[[], Listener]]] = {
     "watch": (_feed, _watch),
 }
 """What is recorded, how it is turned on and off, and who listens."""
+
+
+def switches() -> Mapping[str, tuple[Switch, Callable[[], Listener]]]:
+    """Those of which the listener can be had here."""
+    return {what: how for what, how in SWITCHES.items() if what != "watch" or find_spec("anywidget")}
 
 
 class _Silent:

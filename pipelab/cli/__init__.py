@@ -58,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             traceback.print_exc()
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            package = error.name.partition(".")[0]
+            error = CommandError(f"this needs {package}, which is not installed: pip install {package}")
         status = 2 if isinstance(error, (ValueError, CommandError)) else 1
         known = isinstance(error, (ValueError, CommandError, RuntimeError, OSError))
         sentence = str(error) if known else f"{type(error).__name__}: {error}"

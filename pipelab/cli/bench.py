@@ -75,9 +75,9 @@ def _splits(options: argparse.Namespace) -> Rows:
 
 
 def _recorders(options: argparse.Namespace) -> Rows:
-    from pipelab.bench.recorder import SCHEDULES, SWITCHES, compare_recording
+    from pipelab.bench.recorder import SCHEDULES, compare_recording, switches
 
-    return compare_recording(), len(SWITCHES) * len(SCHEDULES)
+    return compare_recording(), len(switches()) * len(SCHEDULES)
 
 
 def _memories(options: argparse.Namespace) -> Rows:

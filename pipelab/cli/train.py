@@ -4,6 +4,7 @@ import argparse
 import copy
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +145,8 @@ def _refuse_what_is_not_there(options: argparse.Namespace) -> None:
         raise CommandError("--transport nccl moves data between GPUs; add --device cuda, or use --transport gloo")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device cuda: torch sees no CUDA device here; use --device cpu")
+    if options.html and find_spec("plotly") is None:
+        raise CommandError("--html draws with plotly, which is not installed: pip install plotly, or leave it out")
     if options.bandwidth == 0:
         raise CommandError("--bandwidth must be positive: got 0; leave it out for an unlimited one")
     if options.hoist and options.checkpointing == NONE:
