@@ -6,7 +6,6 @@ one, and plain text. Nothing of it is fetched from a network.
 
 import textwrap
 from base64 import b64encode
-from collections.abc import Callable
 from html import escape
 from typing import Any
 
@@ -27,8 +26,6 @@ class Chart(go.Figure):
     <chart: a is longer than b>
     """
 
-    _still: Callable[[], str | None] | None = None  # draws the picture as SVG, where `chart_svg` would do it worse
-
     @property
     def text(self) -> str:
         """The text twin: what the picture shows, for a terminal, a screen reader or a viewer without pictures."""
@@ -37,7 +34,7 @@ class Chart(go.Figure):
     @property
     def svg(self) -> str | None:
         """The still picture, unless this chart has too many marks."""
-        return chart_svg(self) if self._still is None else self._still()
+        return chart_svg(self)
 
     def __repr__(self) -> str:
         return f"<chart: {str(self.layout.title.text).replace('<br>', ' ')}>"

@@ -10,7 +10,6 @@ from pipelab.action import parts
 from pipelab.show.bars import Axis, timeline_traces
 from pipelab.show.memory import Curve, amounts, memory_panel
 from pipelab.show.palette import INK
-from pipelab.show.svg import steps_svg
 from pipelab.show.text import timeline_text
 from pipelab.trace import Trace
 from pipelab.units import CLOCK_NAMES, Unit, figures_text, finding, listed, time_unit
@@ -58,7 +57,6 @@ def timeline(trace: Trace, memory: Sequence[Curve] | None = None, title: str | N
     figure.update_yaxes(**amounts(lines, what), fixedrange=True, row=2, col=1)
     figure.update_xaxes(range=[0, unit.of(trace.duration) or 1])  # the last sums of gradients come after all work
     figure.update_xaxes(title_text=axis_title([trace], unit), row=2, col=1)
-    figure._still = lambda: steps_svg([trace], [figures], title, unit)
     figure.update_layout(legend2={"x": 1.01, "xanchor": "left", "y": MEMORY / (rows + GAP + MEMORY), "yanchor": "top"})
     return figure
 
@@ -106,7 +104,6 @@ def compare(traces: Sequence[Trace], titles: Sequence[str] | None = None) -> "Ch
         figure.add_traces(timeline_traces(trace, axis, legend), rows=row, cols=1)
         rank_axis(figure, trace.ranks, row)
     style(figure)
-    figure._still = lambda: steps_svg(traces, captions, title, unit)
     figure.update_xaxes(range=[0, unit.of(max(trace.duration for trace in traces)) or 1])
     figure.update_xaxes(title_text=axis_title(traces, unit), row=len(traces), col=1)
     return figure
