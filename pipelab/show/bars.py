@@ -1,12 +1,13 @@
 """How is one step drawn with plotly? A bar for every span, or a raster where they are too many."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelab.action import Action, parts
 from pipelab.lower import peer
-from pipelab.show.palette import COLLECTIVE, EDGE, IDLE, INK, lighter, look, order
+from pipelab.show.palette import COLLECTIVE, IDLE, INK, hatched, lighter, look, order
 from pipelab.show.raster import majority, stretches
 from pipelab.trace import Number, Span, Trace, number
 from pipelab.units import Unit, chunk_of, homes, origin
@@ -21,6 +22,11 @@ MOST_MESSAGES = 700
 CELLS = 120_000
 THICKNESS = 0.8  # of a row
 STRIP = 0.2  # of a row, for collectives: they go on within or beside the work
+
+INSIDE: Mapping[str, Any] = MappingProxyType(
+    {"textposition": "inside", "insidetextanchor": "middle", "textangle": 0, "insidetextfont": {"color": INK}}
+)
+"""Words in the middle of a bar, where they have room."""
 
 HOVER = (
     "<b>%{customdata[0]}</b> %{customdata[1]}<br>rank %{customdata[2]} · stage %{customdata[3]}"
@@ -60,70 +66,53 @@ def timeline_traces(trace: Trace, axis: Axis, legend: set[str]) -> list["go.Bar 
     return drawn
 
 
-def _track(trace: Trace, unit: Unit, legend: set[str]) -> "go.Bar":
-    """The grey track under every rank: what stays visible of it is idle time."""
+def bars_of(pieces: Iterable[tuple[Any, Number, Number]], unit: Unit, first: Number = 0, **look: Any) -> "go.Bar":
+    """Bars on a time axis that begins at `first`, from pieces (row, start, end); `look` is plotly's."""
     import plotly.graph_objects as go
 
-    return go.Bar(
-        orientation="h",
-        y=list(range(trace.ranks)),
-        x=[unit.of(trace.makespan)] * trace.ranks,
-        base=[0] * trace.ranks,
-        width=THICKNESS,
-        offset=-THICKNESS / 2,
-        hoverinfo="skip",
-        **_entry("idle", 0, legend),
-    )
+    rows, starts, ends = zip(*pieces, strict=True)
+    lengths = [unit.of(end - start) for start, end in zip(starts, ends, strict=True)]
+    return go.Bar(orientation="h", y=rows, x=lengths, base=[unit.of(start - first) for start in starts], **look)
+
+
+def _track(trace: Trace, unit: Unit, legend: set[str]) -> "go.Bar":
+    """The grey track under every rank: what stays visible of it is idle time."""
+    whole = [(rank, 0, trace.makespan) for rank in range(trace.ranks)]
+    place: dict[str, Any] = {"width": THICKNESS, "offset": -THICKNESS / 2, "hoverinfo": "skip"}
+    return bars_of(whole, unit, **place, **_entry("idle", 0, legend))
 
 
 def _bars(trace: Trace, axis: Axis, legend: set[str]) -> list["go.Bar"]:
+    """One picture for each kind and look: they share colour, hatch and whether they have letters."""
     groups: dict[tuple[str, int], list[Bar]] = defaultdict(list)
     chunk = chunk_of(trace)
     for bar in _each_bar(trace, axis.unit):
         groups[bar.action.kind, chunk[bar.action.stage] % 2].append(bar)
     many = sum(map(len, groups.values())) > MOST_LABELS
-    labels = {key: None if many else _labels(bars, axis.length) for key, bars in groups.items()}
-    return [
-        _kind(trace, bars, axis.unit, labels[kind, late], _entry(kind, late, legend))
-        for (kind, late), bars in sorted(groups.items(), key=lambda item: (order(item[0][0]), item[0]))
-    ]
+    drawn = []
+    for (kind, late), bars in sorted(groups.items(), key=lambda item: (order(item[0][0]), item[0])):
+        labels = None if many else _labels(bars, axis.length)
+        look = {**INSIDE, **_entry(kind, late, legend), "textposition": "inside" if labels else "none"}
+        drawn.append(
+            bars_of(
+                ((bar.span.rank, bar.span.start, bar.span.end) for bar in bars), axis.unit, origin(trace),
+                width=[bar.height for bar in bars], offset=[bar.offset for bar in bars], text=labels,
+                customdata=[_hover(trace, bar, axis.unit) for bar in bars], hovertemplate=HOVER, **look,
+            )
+        )  # fmt: skip
+    return drawn
 
 
-def _kind(trace: Trace, bars: list[Bar], unit: Unit, labels: list[str] | None, entry: dict[str, Any]) -> "go.Bar":
-    """All bars of one kind and one look."""
-    import plotly.graph_objects as go
-
-    first = origin(trace)
-    return go.Bar(
-        orientation="h",
-        y=[bar.span.rank for bar in bars],
-        x=[unit.of(bar.span.end - bar.span.start) for bar in bars],
-        base=[unit.of(bar.span.start - first) for bar in bars],
-        width=[bar.height for bar in bars],
-        offset=[bar.offset for bar in bars],
-        text=labels,
-        textposition="inside" if labels else "none",
-        insidetextanchor="middle",
-        textangle=0,
-        insidetextfont={"color": INK, "size": 13},
-        customdata=[_hover(trace, bar, unit) for bar in bars],
-        hovertemplate=HOVER,
-        **entry,
-    )
-
-
-def _entry(kind: str, late: int, legend: set[str], hatched: bool = True) -> dict[str, Any]:
+def _entry(kind: str, late: int, legend: set[str]) -> dict[str, Any]:
     """How a kind looks in the bars and in the legend; a later chunk (every second one) is lighter."""
     seen, name = look(kind), f"{kind}{late}"
-    hatch = {"shape": seen.hatch, "fgcolor": seen.hatch_colour, "fgopacity": 0.4, "size": 7, "solidity": 0.17}
-    marker = {"color": lighter(seen.colour) if late else seen.colour, "line": {"color": EDGE, "width": 0.7}}
+    marker = hatched(lighter(seen.colour) if late else seen.colour, seen.hatch, seen.hatch_colour)
+    words = f"{kind}, later chunk" if late else f"{kind} {seen.words}"
     if kind == "idle":
-        seen, marker = seen._replace(words=""), {"color": IDLE, "line": {"color": IDLE, "width": 0}}
-    elif hatched:
-        marker["pattern"] = hatch
+        marker, words = {"color": IDLE, "line": {"color": IDLE, "width": 0}}, kind
     return {
         "marker": marker,
-        "name": f"{kind}, later chunk" if late else f"{kind} {seen.words}".strip(),
+        "name": words,
         "legendgroup": name,
         "legendrank": 1000 + 10 * order(kind)[0] + late,
         "showlegend": _new(name, legend),
@@ -186,7 +175,9 @@ def _columns(trace: Trace, unit: Unit, legend: set[str]) -> list["go.Heatmap | g
     cells = [majority(stretches(row, position, letter), columns, "idle") for row in trace.compute]
     kinds = sorted({kind for row in cells for kind in row}, key=order)
     place = {kind: index for index, kind in enumerate(kinds)}
-    entries = [_entry(kind, 0, legend, hatched=False) for kind in kinds]
+    entries = [_entry(kind, 0, legend) for kind in kinds]
+    for entry in entries:
+        entry["marker"].pop("pattern", None)  # cells have no hatch
     colours = [entry["marker"]["color"] for entry in entries]
     width = unit.of(trace.makespan) / columns
     picture = go.Heatmap(
@@ -207,25 +198,14 @@ def _columns(trace: Trace, unit: Unit, legend: set[str]) -> list["go.Heatmap | g
 
 def _collectives(trace: Trace, spans: list[Span], unit: Unit, legend: set[str]) -> "go.Bar":
     """A strip along the lower edge of a rank's row, where it reduces or gathers with others."""
-    import plotly.graph_objects as go
-
-    first = origin(trace)
-    return go.Bar(
-        orientation="h",
-        y=[span.rank for span in spans],
-        x=[unit.of(span.end - span.start) for span in spans],
-        base=[unit.of(span.start - first) for span in spans],
-        width=STRIP,
-        offset=THICKNESS / 2 - STRIP,
+    return bars_of(
+        ((span.rank, span.start, span.end) for span in spans), unit, origin(trace),
+        width=STRIP, offset=THICKNESS / 2 - STRIP, marker={"color": COLLECTIVE, "line": {"width": 0}},
         customdata=[[str(span.action), span.rank, unit.text(span.end - span.start)] for span in spans],
         hovertemplate="<b>collective</b> in %{customdata[0]}<br>rank %{customdata[1]}"
         " · duration %{customdata[2]}<extra></extra>",
-        marker={"color": COLLECTIVE, "line": {"width": 0}},
-        name="collective",
-        legendgroup="collective",
-        legendrank=2000,
-        showlegend=_new("collective", legend),
-    )
+        name="collective", legendgroup="collective", legendrank=2000, showlegend=_new("collective", legend),
+    )  # fmt: skip
 
 
 def _messages(trace: Trace, messages: list[Span], unit: Unit, legend: set[str]) -> "go.Scatter":

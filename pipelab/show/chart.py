@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 import plotly.io as pio
 
-from pipelab.show.palette import EDGE, GRID, INK, PAPER
+from pipelab.show.palette import GRID, INK, PAPER
 from pipelab.show.plain import chart_svg
 from pipelab.show.report import FETCHED
 
@@ -103,13 +103,3 @@ def style_axes(figure: Chart) -> None:
     words = {"gridcolor": GRID, "zeroline": False, "title_font_size": 13}
     figure.update_xaxes(title_standoff=8, ticklabelstandoff=3, **words)
     figure.update_yaxes(ticklabelstandoff=6, **words)
-
-
-def hatched(colour: str, hatch: str) -> dict[str, Any]:
-    """The marker of bars that are told apart in grey, too.
-
-    >>> hatched("#56B4E9", "/")["pattern"]["shape"]
-    '/'
-    """
-    pattern = {"shape": hatch, "fgcolor": EDGE, "fgopacity": 0.4, "size": 7, "solidity": 0.17}
-    return {"color": colour, "line": {"color": EDGE, "width": 0.7}, "pattern": pattern}

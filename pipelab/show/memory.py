@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipelab.show.palette import LIGHT, RANK_COLOURS, RANK_DASHES
 from pipelab.show.table import columns
 from pipelab.trace import Number, Trace, in_flight, number, plain
-from pipelab.units import CLOCK_NAMES, Unit, digits, origin, time_unit
+from pipelab.units import Unit, digits, origin, time_label, time_unit
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -90,7 +90,7 @@ def memory_chart(
     peaks = [digits(number(amount) / size) for _, amount in tops]
     times = [unit.text(time - origin(trace)) for time, _ in tops]
     title = title or _finding(trace, [amount for _, amount in tops], peaks, name)
-    clock = f"{CLOCK_NAMES[trace.clock]} ({unit.name or 'in the unit of the costs'})"
+    clock = time_label([trace.clock], unit)
     table = columns(
         [["rank", f"peak ({name})", "first reached at"], *zip(range(trace.ranks), peaks, times, strict=True)]
     )
