@@ -52,17 +52,17 @@ class Bar(NamedTuple):
     waited: str
 
 
-def timeline_traces(trace: Trace, axis: Axis, legend: set[str]) -> list["go.Bar | go.Heatmap | go.Scatter"]:
-    """The pictures of one step; kinds that are new to `legend` are added to it and shown in the legend."""
+def timeline_traces(trace: Trace, axis: Axis) -> list["go.Bar | go.Heatmap | go.Scatter"]:
+    """The pictures of one step."""
     if sum(map(len, trace.compute)) > MOST_BARS:
-        return _columns(trace, axis.unit, legend)
-    drawn = [_track(trace, axis.unit, legend), *_bars(trace, axis, legend)]
+        return _columns(trace, axis.unit)
+    drawn = [_track(trace, axis.unit), *_bars(trace, axis)]
     collectives = [span for span in trace.spans if span.lane == "collective" and span.end > span.start]
     if 0 < len(collectives) <= MOST_BARS:
-        drawn.append(_collectives(trace, collectives, axis.unit, legend))
+        drawn.append(_collectives(trace, collectives, axis.unit))
     messages = [span for span in trace.spans if span.lane == "send" and span.end > span.start]
     if 0 < len(messages) <= MOST_MESSAGES:
-        drawn.append(_messages(trace, messages, axis.unit, legend))
+        drawn.append(_messages(trace, messages, axis.unit))
     return drawn
 
 
@@ -75,14 +75,14 @@ def bars_of(pieces: Iterable[tuple[Any, Number, Number]], unit: Unit, first: Num
     return go.Bar(orientation="h", y=rows, x=lengths, base=[unit.of(start - first) for start in starts], **look)
 
 
-def _track(trace: Trace, unit: Unit, legend: set[str]) -> "go.Bar":
+def _track(trace: Trace, unit: Unit) -> "go.Bar":
     """The grey track under every rank: what stays visible of it is idle time."""
     whole = [(rank, 0, trace.makespan) for rank in range(trace.ranks)]
     place: dict[str, Any] = {"width": THICKNESS, "offset": -THICKNESS / 2, "hoverinfo": "skip"}
-    return bars_of(whole, unit, **place, **_entry("idle", 0, legend))
+    return bars_of(whole, unit, **place, **_entry("idle", 0))
 
 
-def _bars(trace: Trace, axis: Axis, legend: set[str]) -> list["go.Bar"]:
+def _bars(trace: Trace, axis: Axis) -> list["go.Bar"]:
     """One picture for each kind and look: they share colour, hatch and whether they have letters."""
     groups: dict[tuple[str, int], list[Bar]] = defaultdict(list)
     chunk = chunk_of(trace)
@@ -92,7 +92,7 @@ def _bars(trace: Trace, axis: Axis, legend: set[str]) -> list["go.Bar"]:
     drawn = []
     for (kind, late), bars in sorted(groups.items(), key=lambda item: (order(item[0][0]), item[0])):
         labels = None if many else _labels(bars, axis.length)
-        look = {**INSIDE, **_entry(kind, late, legend), "textposition": "inside" if labels else "none"}
+        look = {**INSIDE, **_entry(kind, late), "textposition": "inside" if labels else "none"}
         drawn.append(
             bars_of(
                 ((bar.span.rank, bar.span.start, bar.span.end) for bar in bars), axis.unit, origin(trace),
@@ -103,9 +103,9 @@ def _bars(trace: Trace, axis: Axis, legend: set[str]) -> list["go.Bar"]:
     return drawn
 
 
-def _entry(kind: str, late: int, legend: set[str]) -> dict[str, Any]:
+def _entry(kind: str, late: int) -> dict[str, Any]:
     """How a kind looks in the bars and in the legend; a later chunk (every second one) is lighter."""
-    seen, name = look(kind), f"{kind}{late}"
+    seen = look(kind)
     marker = hatched(lighter(seen.colour) if late else seen.colour, seen.hatch, seen.hatch_colour)
     words = f"{kind}, later chunk" if late else f"{kind} {seen.words}"
     if kind == "idle":
@@ -113,9 +113,8 @@ def _entry(kind: str, late: int, legend: set[str]) -> dict[str, Any]:
     return {
         "marker": marker,
         "name": words,
-        "legendgroup": name,
+        "legendgroup": f"{kind}{late}",
         "legendrank": 1000 + 10 * order(kind)[0] + late,
-        "showlegend": _new(name, legend),
     }
 
 
@@ -159,7 +158,7 @@ def _hover(trace: Trace, bar: Bar, unit: Unit) -> list[str | int]:
     return [str(bar.action), words, span.rank, stage, microbatch, *map(unit.text, times), bar.waited]
 
 
-def _columns(trace: Trace, unit: Unit, legend: set[str]) -> list["go.Heatmap | go.Bar"]:
+def _columns(trace: Trace, unit: Unit) -> list["go.Heatmap | go.Bar"]:
     """One cell a rank and column in the colour of what fills most of it; bars of no length for the legend."""
     import plotly.graph_objects as go
 
@@ -175,7 +174,7 @@ def _columns(trace: Trace, unit: Unit, legend: set[str]) -> list["go.Heatmap | g
     cells = [majority(stretches(row, position, letter), columns, "idle") for row in trace.compute]
     kinds = sorted({kind for row in cells for kind in row}, key=order)
     place = {kind: index for index, kind in enumerate(kinds)}
-    entries = [_entry(kind, 0, legend) for kind in kinds]
+    entries = [_entry(kind, 0) for kind in kinds]
     for entry in entries:
         entry["marker"].pop("pattern", None)  # cells have no hatch
     colours = [entry["marker"]["color"] for entry in entries]
@@ -196,7 +195,7 @@ def _columns(trace: Trace, unit: Unit, legend: set[str]) -> list["go.Heatmap | g
     return [picture, *(go.Bar(orientation="h", x=[None], y=[0], **entry) for entry in entries)]
 
 
-def _collectives(trace: Trace, spans: list[Span], unit: Unit, legend: set[str]) -> "go.Bar":
+def _collectives(trace: Trace, spans: list[Span], unit: Unit) -> "go.Bar":
     """A strip along the lower edge of a rank's row, where it reduces or gathers with others."""
     return bars_of(
         ((span.rank, span.start, span.end) for span in spans), unit, origin(trace),
@@ -204,11 +203,11 @@ def _collectives(trace: Trace, spans: list[Span], unit: Unit, legend: set[str]) 
         customdata=[[str(span.action), span.rank, unit.text(span.end - span.start)] for span in spans],
         hovertemplate="<b>collective</b> in %{customdata[0]}<br>rank %{customdata[1]}"
         " · duration %{customdata[2]}<extra></extra>",
-        name="collective", legendgroup="collective", legendrank=2000, showlegend=_new("collective", legend),
+        name="collective", legendgroup="collective", legendrank=2000,
     )  # fmt: skip
 
 
-def _messages(trace: Trace, messages: list[Span], unit: Unit, legend: set[str]) -> "go.Scatter":
+def _messages(trace: Trace, messages: list[Span], unit: Unit) -> "go.Scatter":
     """A thin line from each departure of a message to its arrival, hidden until asked for in the legend."""
     import plotly.graph_objects as go
 
@@ -227,14 +226,6 @@ def _messages(trace: Trace, messages: list[Span], unit: Unit, legend: set[str]) 
         name="messages (click)",
         legendgroup="messages",
         legendrank=3000,
-        showlegend=_new("messages", legend),
         visible="legendonly",
         hoverinfo="skip",
     )
-
-
-def _new(entry: str, legend: set[str]) -> bool:
-    """Whether the legend lacks this entry, which it has from now on."""
-    known = entry in legend
-    legend.add(entry)
-    return not known

@@ -40,22 +40,26 @@ def in_flight_curve(trace: Trace, rank: int) -> list[tuple[Number, Number]]:
     return [(time, plain(Fraction(held, chunks))) for time, held in curve]
 
 
-def memory_panel(trace: Trace, memory: Sequence[Curve] | None, unit: Unit) -> tuple[list["go.Scatter"], str]:
-    """One step line a rank (8 ranks at most, from the first to the last) and the title of their axis.
+def curves_of(trace: Trace, memory: Sequence[Curve] | None) -> Sequence[Curve]:
+    """What each rank holds: `memory`, a curve a rank, or without it the micro-batches in flight.
 
-    `memory` holds one curve of (time, bytes) a rank; without it the micro-batches in flight are drawn. Raises
-    ValueError when there is not one curve a rank.
+    Raises ValueError when there is not one curve a rank.
     """
     if memory is not None and len(memory) != trace.ranks:
         raise ValueError(f"memory needs one curve a rank, {trace.ranks} in all: got {len(memory)}")
-    size, name = 1, "micro-batches"
-    if memory is not None:
-        size, name = largest_unit(memory)
+    return [in_flight_curve(trace, rank) for rank in range(trace.ranks)] if memory is None else memory
+
+
+def memory_panel(trace: Trace, memory: Sequence[Curve] | None, unit: Unit) -> tuple[list["go.Scatter"], str]:
+    """One step line a rank (8 ranks at most, from the first to the last) and the title of their axis.
+
+    `memory` is as `curves_of` takes it.
+    """
+    curves, (size, name) = curves_of(trace, memory), _unit_of(memory)
     shown = _spread(trace.ranks)
     lines = []
     for turn, rank in enumerate(shown):
-        curve = in_flight_curve(trace, rank) if memory is None else memory[rank]
-        points = [(unit.of(time - origin(trace)), number(amount) / size) for time, amount in curve]
+        points = [(unit.of(time - origin(trace)), number(amount) / size) for time, amount in curves[rank]]
         if points and points[0][0] > 0:
             points.insert(0, (0, 0))  # what is measured begins with the first byte
         points.append((unit.of(trace.makespan), points[-1][1] if points else 0))
@@ -84,9 +88,8 @@ def memory_chart(
 
     unit = time_unit([trace])
     lines, what = memory_panel(trace, memory, unit)
-    curves = memory or [in_flight_curve(trace, rank) for rank in range(trace.ranks)]
-    size, name = (1, "micro-batches") if memory is None else largest_unit(memory)
-    tops = [max(curve, key=lambda point: point[1], default=(origin(trace), 0)) for curve in curves]
+    size, name = _unit_of(memory)
+    tops = [max(curve, key=lambda point: point[1], default=(origin(trace), 0)) for curve in curves_of(trace, memory)]
     peaks = [digits(number(amount) / size) for _, amount in tops]
     times = [unit.text(time - origin(trace)) for time, _ in tops]
     title = title or _finding(trace, [amount for _, amount in tops], peaks, name)
@@ -121,6 +124,10 @@ def largest_unit(memory: Sequence[Curve]) -> tuple[int, str]:
     """
     largest = max((amount for curve in memory for _, amount in curve), default=0)
     return next(((size, name) for size, name in _BYTES if largest >= size), _BYTES[-1])
+
+
+def _unit_of(memory: Sequence[Curve] | None) -> tuple[int, str]:
+    return (1, "micro-batches") if memory is None else largest_unit(memory)
 
 
 def _spread(ranks: int) -> list[int]:

@@ -143,9 +143,9 @@ def overlay(explanation: Explanation) -> "Chart":
     captions += [f"<b>what differs</b>, {names[1]} beside {names[0]}", "<b>what both are made of</b>"]
     title = gap_text(explanation)
     figure = panels(title, overlay_text(explanation), f"{title}. {explanation}", heights, GAP, captions)
-    axis, legend = Axis(unit, max(against.makespan, trace.makespan)), set[str]()
+    axis = Axis(unit, max(against.makespan, trace.makespan))
     for row, each in enumerate((against, trace), start=1):
-        figure.add_traces(timeline_traces(each, axis, legend), rows=row, cols=1)
+        figure.add_traces(timeline_traces(each, axis), rows=row, cols=1)
     figure.add_traces(list(_change_bars(changes(trace, against), trace, unit)), rows=3, cols=1)
     figure.add_traces(list(_term_bars(terms_of_both(explanation), names, unit)), rows=4, cols=1)
     style(figure)

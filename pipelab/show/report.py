@@ -88,7 +88,7 @@ def write_report(
 
 
 def report_html(title: str, *sections: str) -> str:
-    """A whole HTML page from sections: `table_section`, `figure_section`, `text_section` or your own HTML.
+    """A whole HTML page from sections: `table_section`, `figure_section` or your own HTML.
 
     The page holds all it needs, plotly.js once if there is a figure, and forbids the browser to fetch more.
 
@@ -136,15 +136,6 @@ def figure_section(heading: str, figure: "Chart", name: str) -> str:
     drawn += "" if figure.svg is None else f"\n<noscript>{figure.svg}</noscript>"
     text = _preformatted(f"{heading}, as text", figure.text)
     return _section(heading, f'<figure role="img" aria-label="{escape(words)}">\n{drawn}\n</figure>\n{text}')
-
-
-def text_section(heading: str, text: str) -> str:
-    """Text in columns, such as a text timeline.
-
-    >>> "<pre" in text_section("As text", "rank 0  F0B0")
-    True
-    """
-    return _section(heading, _preformatted(heading, text))
 
 
 def _preformatted(label: str, text: str) -> str:

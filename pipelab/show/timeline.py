@@ -38,7 +38,7 @@ def timeline(trace: Trace, memory: Sequence[Curve] | None = None, title: str | N
     lines, what = memory_panel(trace, memory, unit)
     title, figures, rows = title or finding(trace), figures_text(trace, unit), height_of(trace)
     figure = panels(title, timeline_text(trace), f"{title}. {figures}.", [rows, MEMORY], GAP)
-    figure.add_traces(timeline_traces(trace, Axis(unit, trace.makespan), set()), rows=1, cols=1)
+    figure.add_traces(timeline_traces(trace, Axis(unit, trace.makespan)), rows=1, cols=1)
     figure.add_traces(lines, rows=2, cols=1)
     style(figure, figures)
     rank_axis(figure, trace.ranks, 1)
@@ -74,9 +74,9 @@ def compare(traces: Sequence[Trace], titles: Sequence[str] | None = None) -> "Ch
         [height_of(trace, most=900 // len(traces)) for trace in traces], 40,
         [f"<b>{name}</b>, {words}" for name, words in zip(names, figures, strict=True)],
     )  # fmt: skip
-    axis, legend = Axis(unit, max(trace.makespan for trace in traces)), set[str]()
+    axis = Axis(unit, max(trace.makespan for trace in traces))
     for row, trace in enumerate(traces, start=1):
-        figure.add_traces(timeline_traces(trace, axis, legend), rows=row, cols=1)
+        figure.add_traces(timeline_traces(trace, axis), rows=row, cols=1)
         rank_axis(figure, trace.ranks, row)
     style(figure)
     time_axis(figure, traces, max(trace.duration for trace in traces), len(traces))
@@ -107,12 +107,17 @@ def height_of(trace: Trace, most: int = 640) -> int:
 
 
 def style(figure: "Chart", subtitle: str = "") -> None:
-    """Room for a title and, on top, a legend of as many lines as it needs."""
+    """Room for a title and, on top, a legend that names each kind once, of as many lines as it needs."""
     from pipelab.show.chart import style_axes
 
     heading: dict[str, Any] = {"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 16}}
     if subtitle:
         heading["subtitle"] = {"text": subtitle, "font": {"size": 13, "color": INK}}
+    named = set[str]()
+    for drawn in figure.data:
+        if drawn.legendgroup:
+            drawn.showlegend = drawn.legendgroup not in named
+            named.add(drawn.legendgroup)
     entries = sum(drawn.showlegend is True and drawn.legend is None for drawn in figure.data)
     lines = -(-entries // LEGEND_ENTRIES)
     top = TOP + LEGEND_LINE * max(lines - 1, 0) if subtitle else TOP + 14  # without one, two lines have room
