@@ -91,6 +91,15 @@ def percent(share: Number) -> str:
     return f"{abs(round(100 * float(share), 1)):.1f} %"
 
 
+def mebibytes(sizes: Iterable[int]) -> str:
+    """Numbers of bytes, such as one a rank, in MiB.
+
+    >>> mebibytes([2**20, 3 * 2**19])
+    '1.00 1.50'
+    """
+    return " ".join(f"{size / 2**20:.2f}" for size in sizes)
+
+
 def bubbles_text(trace: Trace) -> str:
     """The three bubbles, each with its name.
 

@@ -41,6 +41,10 @@ EXAMPLE = "pipelab train --schedule 1f1b --pp 4 --microbatches 8 --steps 5 --mod
 ROWS = {"tiny": 4, "small": 2, "gpt2": 1}
 """Sequences in a micro-batch of each preset, so that one action takes milliseconds on its usual machine."""
 TOLERANCE = 1e-9
+PASSED_ON = (
+    "seed", "device", "transport", "clock", "comm", "checkpointing", "hoist", "watch", "zero", "sequence_parallel"
+)  # fmt: skip
+"""Options that `train` takes under the same name."""
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -203,25 +207,16 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
             batches,
             schedule,
             mesh,
-            seed=options.seed,
-            device=options.device,
-            transport=options.transport,
-            clock=options.clock,
-            comm=options.comm,
             link=Network(hosts, Link(), link) if options.ranks_per_host else link,
             at=None if cut is None else list(cut.predicted.at),
             memory_limit=memory_limit(options),
-            checkpointing=options.checkpointing,
-            hoist=options.hoist,
             on_step=on_step,
             feed=LiveText(sys.stderr) if options.live else None,
-            watch=options.watch,
             autocast=autocast,
             clip=None if options.clip is None else float(options.clip),
-            zero=options.zero,
-            sequence_parallel=options.sequence_parallel,
             save=saving,
             resume=start,
+            **{name: getattr(options, name) for name in PASSED_ON},
         )
     compare = uncut is not None and result.first
     return result, _difference(options, result, uncut, batches, start) if compare else None, cut

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from pipelab.show.palette import LIGHT, RANK_COLOURS, RANK_DASHES
+from pipelab.show.palette import LIGHT, line_look
 from pipelab.show.table import columns
 from pipelab.trace import Number, Trace, in_flight, number, plain
 from pipelab.units import Unit, digits, origin, time_label, time_unit
@@ -147,12 +147,7 @@ def _line(rank: int, turn: int, points: Iterable[tuple[float, float]], name: str
         mode="lines",
         name=f"rank {rank}",
         legend="legend2",
-        line={
-            "shape": "hv",
-            "width": width,
-            "color": RANK_COLOURS[turn % len(RANK_COLOURS)],
-            "dash": RANK_DASHES[turn % len(RANK_DASHES)],
-        },
+        line={"shape": "hv", "width": width, **line_look(turn)},
         customdata=[digits(amount) for amount in amounts],
         hovertemplate=f"rank {rank}: %{{customdata}} {name} from %{{x:.4g}}<extra></extra>",
     )

@@ -4,14 +4,14 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipelab.action import Action, Element, parts
+from pipelab.action import parts
 from pipelab.explain import TERMS, Explanation
 from pipelab.show.bars import INSIDE, THICKNESS, Axis, bars_of, timeline_traces
 from pipelab.show.palette import CAUSES, CHANGES, hatched
 from pipelab.show.text import timeline_text
 from pipelab.show.timeline import height_of, panels, rank_axis, style, time_axis
 from pipelab.trace import Number, Span, Trace, plain
-from pipelab.units import CLOCK_NAMES, Unit, bubbles_text, origin, pipelines, time_unit
+from pipelab.units import Unit, figures_text, origin, pipelines, time_unit
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -72,20 +72,16 @@ def changes(trace: Trace, against: Trace) -> list[Span]:
     for span, pause in _with_pauses(trace):
         if (here[span.rank], span.action) not in known:
             continue
-        (stage, _, microbatch), *_ = parts(span.action)
         about = parts(span.action)[0]
         length, before = known[here[span.rank], span.action]
         more, idle = span.end - span.start - length, pause - before
         if idle > WORTH_SHOWING * max(length, before):
-            found.append(_change(span, Action(stage, IDLE_LONGER, microbatch), span.start - idle, span.start, about))
+            named = about._replace(kind=IDLE_LONGER)
+            found.append(Span(span.rank, "compute", named, span.start - idle, span.start, about))
         if max(more, -more) > WORTH_SHOWING * length:
-            kind = LONGER if more > 0 else SHORTER
-            found.append(_change(span, Action(stage, kind, microbatch), span.start, span.end, about))
+            named = about._replace(kind=LONGER if more > 0 else SHORTER)
+            found.append(Span(span.rank, "compute", named, span.start, span.end, about))
     return found
-
-
-def _change(span: Span, named: Element, start: Number, end: Number, about: Action) -> Span:
-    return Span(span.rank, "compute", named, start, end, about)
 
 
 def _with_pauses(trace: Trace) -> list[tuple[Span, Number]]:
@@ -139,7 +135,9 @@ def overlay(explanation: Explanation) -> "Chart":
     unit, names = time_unit([against, trace]), names_of(against, trace)
     most = 560 // 3
     heights = [height_of(against, most), height_of(trace, most), height_of(trace, most), BARS]
-    captions = [f"<b>{name}</b>, {_caption(each, unit)}" for name, each in zip(names, (against, trace), strict=True)]
+    captions = [
+        f"<b>{name}</b>, {figures_text(each, unit)}" for name, each in zip(names, (against, trace), strict=True)
+    ]
     captions += [f"<b>what differs</b>, {names[1]} beside {names[0]}", "<b>what both are made of</b>"]
     title = gap_text(explanation)
     figure = panels(title, overlay_text(explanation), f"{title}. {explanation}", heights, GAP, captions)
@@ -165,10 +163,6 @@ def gap_text(explanation: Explanation) -> str:
     worth = [f"{name} {unit.text(time)}" for name, time in terms if max(time, -time) > 0.01 * trace.makespan]
     much = f"{unit.text(max(gap, -gap))} {'longer' if gap > 0 else 'shorter'} than" if gap else "as long as"
     return f"{here} is {much} {there}" + (f": {', '.join(worth)}" if worth else "")
-
-
-def _caption(trace: Trace, unit: Unit) -> str:
-    return f"{CLOCK_NAMES[trace.clock]}: makespan {unit.text(trace.makespan)}; bubbles: {bubbles_text(trace)}"
 
 
 def _change_bars(found: list[Span], trace: Trace, unit: Unit) -> Iterator["go.Bar"]:

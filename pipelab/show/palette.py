@@ -77,6 +77,15 @@ BARS = (("#56B4E9", ""), ("#E69F00", "/"), ("#F0E442", "\\"), ("#CC79A7", "x"), 
 """Colour and hatch of the parts of a bar, where they are no kinds of work."""
 
 
+def line_look(turn: int) -> dict[str, str]:
+    """Colour and dash of one of several lines: both differ from those of the lines before.
+
+    >>> line_look(1)
+    {'color': '#D55E00', 'dash': 'dash'}
+    """
+    return {"color": RANK_COLOURS[turn % len(RANK_COLOURS)], "dash": RANK_DASHES[turn % len(RANK_DASHES)]}
+
+
 class Ground(NamedTuple):
     """The colours around the bars: text, edges of bars, grid, idle time, paper, a limit, and a line for each rank."""
 

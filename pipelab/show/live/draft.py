@@ -11,7 +11,7 @@ from pipelab.costs import Costs
 from pipelab.engine import play
 from pipelab.placement import Placement
 from pipelab.schedule import Schedule
-from pipelab.schedules import GENERATORS, build, chunks_of, options_of
+from pipelab.schedules import GENERATORS, build_like, chunks_of
 from pipelab.score import score
 from pipelab.simulate import arrivals, simulate
 from pipelab.trace import Number, Trace
@@ -120,9 +120,7 @@ class Draft:
         made for so many chunks before those for any number."""
         ours = self.schedule
         for name in sorted(GENERATORS, key=lambda name: chunks_of(name) == "any"):
-            chunks = ours.stages // ours.ranks if chunks_of(name) == "any" else None
-            options = {"costs": self.costs} if "costs" in options_of(name) else {}
-            made = build(name, ours.ranks, ours.microbatches, chunks, **options)
+            made = build_like(ours, name, costs=self.costs)
             if made.placement == ours.placement and made.flush and not made.forward_only:
                 yield made
 
