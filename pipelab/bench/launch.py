@@ -68,12 +68,10 @@ def time_launches(ranks: tuple[int, ...] = RANKS) -> Iterator[Row]:
         for number in ranks:
             cold, warm = json.loads(_run(folder, _OURS.format(ranks=number, warm=WARM)))
             yield {
-                "ranks": number,
-                "cold_seconds": cold,
-                "warm_seconds": warm,
+                "ranks": number, "cold_seconds": cold, "warm_seconds": warm,
                 "spawn_seconds": float(_run(folder, _SPAWN.format(ranks=number))),
                 "torchrun_seconds": _torchrun(folder, number),
-            }
+            }  # fmt: skip
 
 
 def _torchrun(folder: str, ranks: int) -> float:

@@ -71,13 +71,9 @@ def _rows(names: tuple[str, ...], works: tuple[str, ...], seconds: float) -> lis
     """One process: every case for so many seconds, in the order in which all processes take them."""
     world = World(int(os.environ["WORLD_SIZE"]), timeout=120)
     try:
+        ranks = dist.get_world_size()
         return [
-            {
-                "schedule": name,
-                "ranks": dist.get_world_size(),
-                "work": work,
-                "torch_over_ours": _ratio(name, work, seconds),
-            }
+            {"schedule": name, "ranks": ranks, "work": work, "torch_over_ours": _ratio(name, work, seconds)}
             for name in names
             for work in works
         ]

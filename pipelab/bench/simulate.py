@@ -41,15 +41,12 @@ def compare_simulators(actions: int = 100_000, peer_actions: int = 5_000) -> Ite
     for name, ranks, chunks, numbers, costs in CASES:
         large, small = (_schedule(name, ranks, chunks, wanted) for wanted in (actions, peer_actions))
         yield {
-            "schedule": name,
-            "ranks": ranks,
-            "costs": numbers,
-            "actions": _count(large),
+            "schedule": name, "ranks": ranks, "costs": numbers, "actions": _count(large),
             "ours": _rate(large, partial(simulate, costs=costs)),
             "torch": _torch_rate(small),
             "dictionary": _rate(small, partial(dictionary_makespan, costs=costs)),
             "bytes_per_action": _bytes(small, costs),
-        }
+        }  # fmt: skip
 
 
 def dictionary_makespan(schedule: Schedule, costs: Costs) -> Number:

@@ -148,12 +148,11 @@ def _refuse_what_is_not_there(options: argparse.Namespace) -> None:
         raise CommandError("--transport nccl moves data between GPUs; add --device cuda, or use --transport gloo")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise CommandError("--device cuda: torch sees no CUDA device here; use --device cpu")
-    if options.bandwidth == 0:
-        raise CommandError("--bandwidth must be positive: got 0; leave it out for an unlimited one")
     if options.hoist and options.checkpointing == NONE:
         raise CommandError("--hoist puts recomputation forward, and there is none: add --checkpointing")
-    if options.clip == 0:
-        raise CommandError("--clip must be positive: got 0; leave it out for no clipping")
+    for option, without in (("bandwidth", "an unlimited one"), ("clip", "no clipping")):
+        if getattr(options, option) == 0:
+            raise CommandError(f"--{option} must be positive: got 0; leave it out for {without}")
     for option, axis, what in (("zero", "dp", "replicas"), ("sequence_parallel", "tp", "tensor shards")):
         if getattr(options, option) and getattr(options, axis) == 1:
             raise CommandError(f"--{option.replace('_', '-')} needs {what}: add --{axis} 2, or leave it out")
@@ -182,13 +181,9 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
     saving = asked_saving(options, begin)
     uncut = copy.deepcopy(model) if options.check else None
     batches = Batches(
-        text=text,
-        microbatches=options.dp * options.microbatches,
-        rows=options.rows or ROWS[options.model],
-        context=model.config.context,
-        seed=options.seed,
-        steps=begin + options.steps,
-    )
+        text=text, microbatches=options.dp * options.microbatches, rows=options.rows or ROWS[options.model],
+        context=model.config.context, seed=options.seed, steps=begin + options.steps,
+    )  # fmt: skip
     mesh = Mesh(dp=options.dp, pp=options.pp, tp=options.tp)
     link = Link(float(options.latency), float(options.bandwidth or "inf"))
     cut = find_cut(options, model, batches, schedule, mesh, link, autocast)

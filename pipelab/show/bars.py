@@ -49,7 +49,7 @@ class Bar(NamedTuple):
     span: Span
     offset: float
     height: float
-    waited: str
+    hover: list[Any]
 
 
 def timeline_traces(trace: Trace, axis: Axis) -> list["go.Bar | go.Heatmap | go.Scatter"]:
@@ -97,7 +97,7 @@ def _bars(trace: Trace, axis: Axis) -> list["go.Bar"]:
             bars_of(
                 ((bar.span.rank, bar.span.start, bar.span.end) for bar in bars), axis.unit, origin(trace),
                 width=[bar.height for bar in bars], offset=[bar.offset for bar in bars], text=labels,
-                customdata=[_hover(trace, bar, axis.unit) for bar in bars], hovertemplate=HOVER, **look,
+                customdata=[bar.hover for bar in bars], hovertemplate=HOVER, **look,
             )
         )  # fmt: skip
     return drawn
@@ -135,9 +135,11 @@ def _labels(bars: list[Bar], length: Number) -> list[str] | None:
 
 
 def _each_bar(trace: Trace, unit: Unit) -> Iterator[Bar]:
+    first = origin(trace)
     for row, home in zip(trace.compute, homes(trace), strict=True):
-        free = origin(trace)
+        free = first
         for span in row:
+            times = [unit.text(time) for time in (span.start - first, span.end - first, span.end - span.start)]
             waited = ""
             if span.waiting_for is not None:
                 stage = span.waiting_for.stage
@@ -147,15 +149,9 @@ def _each_bar(trace: Trace, unit: Unit) -> Iterator[Bar]:
             together = parts(span.action)
             height = THICKNESS / len(together)
             for turn, action in enumerate(together):
-                yield Bar(action, span, -THICKNESS / 2 + turn * height, height, waited)
-
-
-def _hover(trace: Trace, bar: Bar, unit: Unit) -> list[str | int]:
-    span, first = bar.span, origin(trace)
-    stage, kind, microbatch = bar.action
-    words = look(kind).words + (f", overlapped in {span.action}" if bar.action != span.action else "")
-    times = (span.start - first, span.end - first, span.end - span.start)
-    return [str(bar.action), words, span.rank, stage, microbatch, *map(unit.text, times), bar.waited]
+                words = look(action.kind).words + (f", overlapped in {span.action}" if len(together) > 1 else "")
+                hover = [str(action), words, span.rank, action.stage, action.microbatch, *times, waited]
+                yield Bar(action, span, -THICKNESS / 2 + turn * height, height, hover)
 
 
 def _columns(trace: Trace, unit: Unit) -> list["go.Heatmap | go.Bar"]:
@@ -180,18 +176,11 @@ def _columns(trace: Trace, unit: Unit) -> list["go.Heatmap | go.Bar"]:
     colours = [entry["marker"]["color"] for entry in entries]
     width = unit.of(trace.makespan) / columns
     picture = go.Heatmap(
-        z=[[place[kind] for kind in row] for row in cells],
-        x0=width / 2,
-        dx=width,
+        z=[[place[kind] for kind in row] for row in cells], zmin=-0.5, zmax=len(kinds) - 0.5, showscale=False,
+        x0=width / 2, dx=width, ygap=1 if trace.ranks <= 128 else 0, name="columns", text=cells,
         colorscale=[[(index + edge) / len(kinds), colour] for index, colour in enumerate(colours) for edge in (0, 1)],
-        zmin=-0.5,
-        zmax=len(kinds) - 0.5,
-        showscale=False,
-        text=cells,
         hovertemplate="rank %{y:d}, time %{x:.4g}: mostly %{text}<extra></extra>",
-        ygap=1 if trace.ranks <= 128 else 0,
-        name="columns",
-    )
+    )  # fmt: skip
     return [picture, *(go.Bar(orientation="h", x=[None], y=[0], **entry) for entry in entries)]
 
 
@@ -219,13 +208,6 @@ def _messages(trace: Trace, messages: list[Span], unit: Unit) -> "go.Scatter":
         times += [unit.of(span.start - origin(trace)), unit.of(span.end - origin(trace)), None]
         rows += [span.rank, receiver, None]
     return go.Scatter(
-        x=times,
-        y=rows,
-        mode="lines",
-        line={"color": INK, "width": 1},
-        name="messages (click)",
-        legendgroup="messages",
-        legendrank=3000,
-        visible="legendonly",
-        hoverinfo="skip",
-    )
+        x=times, y=rows, mode="lines", line={"color": INK, "width": 1}, name="messages (click)",
+        legendgroup="messages", legendrank=3000, visible="legendonly", hoverinfo="skip",
+    )  # fmt: skip

@@ -74,15 +74,10 @@ def chart(title: str, text: str, *, height: int, alt: str | None = None, **layou
 
     Colours are explicit, so that it is legible in a dark notebook and in print; the legend lies on top.
     """
-    made = Chart()
+    made, lines = Chart(), "<br>".join(textwrap.wrap(title, WIDTH))
     made.update_layout(
         template="plotly_white",
-        title={
-            "text": "<br>".join(textwrap.wrap(title, WIDTH)),
-            "font": {"size": 20, "color": INK},
-            "x": 0,
-            "xref": "paper",
-        },
+        title={"text": lines, "font": {"size": 20, "color": INK}, "x": 0, "xref": "paper"},
         height=height,
         margin={"l": 84, "r": 30, "t": 96, "b": 56},
         paper_bgcolor=PAPER,

@@ -33,13 +33,10 @@ def idle_chart(explanation: Explanation, title: str | None = None) -> "Chart":
         if max(times) <= 0:
             continue
         figure.add_bar(
-            orientation="h",
-            y=[f"rank {rank}" for rank in range(trace.ranks)],
-            x=times,
-            name=cause,
+            orientation="h", y=[f"rank {rank}" for rank in range(trace.ranks)], x=times, name=cause,
             marker=hatched(LOOKS[cause].colour, LOOKS[cause].hatch),
             hovertemplate=f"%{{y}}: %{{x:.4g}} {unit.name} {cause}<br>{CAUSES[cause]}<extra></extra>",
-        )
+        )  # fmt: skip
     figure.update_layout(showlegend=True)
     figure.update_xaxes(title_text=f"idle, {time_label([trace.clock], unit)}")
     figure.update_yaxes(autorange="reversed", fixedrange=True)

@@ -142,12 +142,8 @@ def _line(rank: int, turn: int, points: Iterable[tuple[float, float]], name: str
 
     times, amounts = zip(*points, strict=True)
     return go.Scatter(
-        x=times,
-        y=amounts,
-        mode="lines",
-        name=f"rank {rank}",
-        legend="legend2",
+        x=times, y=amounts, mode="lines", name=f"rank {rank}", legend="legend2",
         line={"shape": "hv", "width": width, **line_look(turn)},
         customdata=[digits(amount) for amount in amounts],
         hovertemplate=f"rank {rank}: %{{customdata}} {name} from %{{x:.4g}}<extra></extra>",
-    )
+    )  # fmt: skip

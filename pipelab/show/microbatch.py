@@ -30,17 +30,17 @@ def microbatch_chart(sweeps: Sequence["Sweep"], title: str | None = None) -> "Ch
     figure = chart(title or _finding(sweeps), _text(sweeps), height=460, margin_t=70)
     figure.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"})
     for turn, sweep in enumerate(sweeps):
-        line, rule = line_look(turn), {sweep.rule} if sweep.rule == 4 * sweep.ranks else ()
+        line, by_rule = line_look(turn), [sweep.rule] if sweep.rule == 4 * sweep.ranks else []
         for name, points, look in (
             ("predicted", sweep.predicted, {"mode": "lines", "line": line}),
             ("measured", sweep.measured, {"mode": "markers", "marker": {"size": 9}}),
-            ("best predicted", {sweep.best}, _sign("star-open", 19)),
-            ("M = 4P", rule, _sign("x-open", 14)),
+            ("best predicted", _at(sweep, [sweep.best]), _sign("star-open", 19)),
+            ("M = 4P", _at(sweep, by_rule), _sign("x-open", 14)),
         ):
             if points:
-                counts, seconds = sorted(points), sweep.measured if name == "measured" else sweep.predicted
+                counts = sorted(points)
                 figure.add_scatter(
-                    x=counts, y=[1e3 * seconds[count] for count in counts], name=f"P = {sweep.ranks}, {name}", **look,
+                    x=counts, y=[1e3 * points[count] for count in counts], name=f"P = {sweep.ranks}, {name}", **look,
                     hovertemplate=f"P = {sweep.ranks}, {name}: %{{y:.4g}} ms with M = %{{x}}<extra></extra>",
                 )  # fmt: skip
                 figure.data[-1].update(line_color=line["color"], marker_color=line["color"])
@@ -69,6 +69,10 @@ def _text(sweeps: Sequence["Sweep"]) -> str:
         [count, *(f"{1e3 * steps[count]:.1f}" if count in steps else "-" for _, steps in made)] for count in counts
     )
     return columns([["M", *(f"{name} (ms)" for name, _ in made)], *lines])
+
+
+def _at(sweep: "Sweep", counts: Sequence[int]) -> dict[int, float]:
+    return {count: sweep.predicted[count] for count in counts}
 
 
 def _sign(symbol: str, size: int) -> dict[str, object]:

@@ -76,15 +76,8 @@ def _names(trace: Trace, tracks: Tracks) -> Iterator[Event]:
 def _slice(span: Span, tracks: Tracks) -> Event:
     process, thread, _ = tracks[span]
     start, end = _nanoseconds(span.start), _nanoseconds(span.end)
-    place = {"cat": span.lane, "pid": process, "tid": thread}
-    return {
-        "ph": "X",
-        "name": str(span.action),
-        **place,
-        "ts": start / 1000,
-        "dur": (end - start) / 1000,
-        "args": _about(span),
-    }
+    place = {"cat": span.lane, "pid": process, "tid": thread, "ts": start / 1000, "dur": (end - start) / 1000}
+    return {"ph": "X", "name": str(span.action), **place, "args": _about(span)}
 
 
 def _about(span: Span) -> Event:

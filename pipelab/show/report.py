@@ -126,20 +126,14 @@ def table_section(heading: str, rows: Iterable[tuple[str, str]]) -> str:
 def figure_section(heading: str, figure: "Chart", name: str) -> str:
     """A chart under the fixed id `name`, and below it the same as text; without scripts its still picture."""
     drawn = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        include_mathjax=False,
-        div_id=name,
+        full_html=False, include_plotlyjs=False, include_mathjax=False, div_id=name,
         config={"displaylogo": False, "responsive": True},
-    )
+    )  # fmt: skip
     words = f"{figure.layout.meta['alt']} The text below shows the same."
     drawn += "" if figure.svg is None else f"\n<noscript>{figure.svg}</noscript>"
-    text = _preformatted(f"{heading}, as text", figure.text)
+    label = escape(f"{heading}, as text")
+    text = f'<pre tabindex="0" aria-label="{label}">{escape(figure.text)}</pre>'
     return _section(heading, f'<figure role="img" aria-label="{escape(words)}">\n{drawn}\n</figure>\n{text}')
-
-
-def _preformatted(label: str, text: str) -> str:
-    return f'<pre tabindex="0" aria-label="{escape(label)}">{escape(text)}</pre>'
 
 
 def _section(heading: str, content: str) -> str:

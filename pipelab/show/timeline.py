@@ -137,14 +137,9 @@ def rank_axis(figure: "Chart", ranks: int, row: int) -> None:
     every = -(-ranks // MOST_NAMED_RANKS)
     named = range(0, ranks, every)
     figure.update_yaxes(
-        range=[ranks - 0.5, -0.5],
-        tickvals=list(named),
-        ticktext=[f"rank {rank}" for rank in named],
-        showgrid=False,
-        fixedrange=True,
-        row=row,
-        col=1,
-    )
+        range=[ranks - 0.5, -0.5], tickvals=list(named), ticktext=[f"rank {rank}" for rank in named], showgrid=False,
+        fixedrange=True, row=row, col=1,
+    )  # fmt: skip
 
 
 def time_axis(figure: "Chart", traces: Sequence[Trace], length: Number, last: int) -> None:

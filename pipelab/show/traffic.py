@@ -43,17 +43,11 @@ def traffic_chart(
     for turn, kind in enumerate(kinds):
         amounts = [nbytes / size for nbytes in sent[kind]]
         figure.add_bar(
-            orientation="h",
-            y=axes,
-            x=amounts,
-            name=kind,
-            text=[digits(amount) if amount else "" for amount in amounts],
-            textposition="inside",
-            textangle=0,
-            insidetextfont={"color": INK},
+            orientation="h", y=axes, x=amounts, name=kind, textposition="inside", textangle=0,
+            text=[digits(amount) if amount else "" for amount in amounts], insidetextfont={"color": INK},
             marker=hatched(*BARS[turn % len(BARS)]),
             hovertemplate=f"%{{y}}: %{{x:.4g}} {unit} by {kind}<extra></extra>",
-        )
+        )  # fmt: skip
     figure.update_xaxes(title_text=f"what {what} ({unit}; counted, not timed)")
     figure.update_yaxes(autorange="reversed", fixedrange=True, title_text="axis")
     return figure
