@@ -88,6 +88,7 @@ def score(
     given. The lower bound (`search.bound`) is for the placement and the memory of the schedule itself. A schedule that
     cannot run is graded, too. Raises ValueError for a target that cannot be compared.
 
+    >>> from pipelab import build
     >>> schedule = Schedule.from_rule("mine", build("1f1b", 4, 8).placement, 8, "IFW", in_flight=4)
     >>> print(score(schedule, target="1f1b"))
     mine: legal; target 1f1b: beaten

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,13 +36,6 @@ HOVER = (
 )
 
 
-class Axis(NamedTuple):
-    """The time axis that several steps may share: its unit, and its length in the trace's time."""
-
-    unit: Unit
-    length: Number
-
-
 class Bar(NamedTuple):
     """One action as it is drawn: a pair makes two bars of half the height."""
 
@@ -52,17 +46,17 @@ class Bar(NamedTuple):
     hover: list[Any]
 
 
-def timeline_traces(trace: Trace, axis: Axis) -> list["go.Bar | go.Heatmap | go.Scatter"]:
-    """The pictures of one step."""
+def timeline_traces(trace: Trace, unit: Unit, length: Number) -> list["go.Bar | go.Heatmap | go.Scatter"]:
+    """The pictures of one step, on an axis of this `length` (in the trace's time), which other steps may share."""
     if sum(map(len, trace.compute)) > MOST_BARS:
-        return _columns(trace, axis.unit)
-    drawn = [_track(trace, axis.unit), *_bars(trace, axis)]
+        return _columns(trace, unit)
+    drawn = [_track(trace, unit), *_bars(trace, unit, length)]
     collectives = [span for span in trace.spans if span.lane == "collective" and span.end > span.start]
     if 0 < len(collectives) <= MOST_BARS:
-        drawn.append(_collectives(trace, collectives, axis.unit))
+        drawn.append(_collectives(trace, collectives, unit))
     messages = [span for span in trace.spans if span.lane == "send" and span.end > span.start]
     if 0 < len(messages) <= MOST_MESSAGES:
-        drawn.append(_messages(trace, messages, axis.unit))
+        drawn.append(_messages(trace, messages, unit))
     return drawn
 
 
@@ -82,20 +76,20 @@ def _track(trace: Trace, unit: Unit) -> "go.Bar":
     return bars_of(whole, unit, **place, **_entry("idle", 0))
 
 
-def _bars(trace: Trace, axis: Axis) -> list["go.Bar"]:
+def _bars(trace: Trace, unit: Unit, length: Number) -> list["go.Bar"]:
     """One picture for each kind and look: they share colour, hatch and whether they have letters."""
     groups: dict[tuple[str, int], list[Bar]] = defaultdict(list)
     chunk = chunk_of(trace)
-    for bar in _each_bar(trace, axis.unit):
+    for bar in _each_bar(trace, unit):
         groups[bar.action.kind, chunk[bar.action.stage] % 2].append(bar)
     many = sum(map(len, groups.values())) > MOST_LABELS
     drawn = []
     for (kind, late), bars in sorted(groups.items(), key=lambda item: (order(item[0][0]), item[0])):
-        labels = None if many else _labels(bars, axis.length)
+        labels = None if many else _labels(bars, length)
         look = {**INSIDE, **_entry(kind, late), "textposition": "inside" if labels else "none"}
         drawn.append(
             bars_of(
-                ((bar.span.rank, bar.span.start, bar.span.end) for bar in bars), axis.unit, origin(trace),
+                ((bar.span.rank, bar.span.start, bar.span.end) for bar in bars), unit, origin(trace),
                 width=[bar.height for bar in bars], offset=[bar.offset for bar in bars], text=labels,
                 customdata=[bar.hover for bar in bars], hovertemplate=HOVER, **look,
             )
@@ -164,10 +158,7 @@ def _columns(trace: Trace, unit: Unit) -> list["go.Heatmap | go.Bar"]:
     def position(time: Number) -> float:
         return number(time - first) * scale
 
-    def letter(action: Action) -> str:
-        return action.kind
-
-    cells = [majority(stretches(row, position, letter), columns, "idle") for row in trace.compute]
+    cells = [majority(stretches(row, position, attrgetter("kind")), columns, "idle") for row in trace.compute]
     kinds = sorted({kind for row in cells for kind in row}, key=order)
     place = {kind: index for index, kind in enumerate(kinds)}
     entries = [_entry(kind, 0) for kind in kinds]

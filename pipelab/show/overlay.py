@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pipelab.action import parts
 from pipelab.explain import TERMS, Explanation
-from pipelab.show.bars import INSIDE, THICKNESS, Axis, bars_of, timeline_traces
+from pipelab.show.bars import INSIDE, THICKNESS, bars_of, timeline_traces
 from pipelab.show.palette import CAUSES, CHANGES, hatched
 from pipelab.show.text import timeline_text
 from pipelab.show.timeline import height_of, panels, rank_axis, style, time_axis
@@ -141,16 +141,16 @@ def overlay(explanation: Explanation) -> "Chart":
     captions += [f"<b>what differs</b>, {names[1]} beside {names[0]}", "<b>what both are made of</b>"]
     title = gap_text(explanation)
     figure = panels(title, overlay_text(explanation), f"{title}. {explanation}", heights, GAP, captions)
-    axis = Axis(unit, max(against.makespan, trace.makespan))
+    length = max(against.makespan, trace.makespan)
     for row, each in enumerate((against, trace), start=1):
-        figure.add_traces(timeline_traces(each, axis), rows=row, cols=1)
+        figure.add_traces(timeline_traces(each, unit, length), rows=row, cols=1)
     figure.add_traces(list(_change_bars(changes(trace, against), trace, unit)), rows=3, cols=1)
     figure.add_traces(list(_term_bars(terms_of_both(explanation), names, unit)), rows=4, cols=1)
     style(figure)
     for row in (1, 2, 3):
         rank_axis(figure, trace.ranks, row)
     figure.update_yaxes(autorange="reversed", fixedrange=True, showgrid=False, row=4, col=1)
-    time_axis(figure, [against, trace], axis.length, 4)
+    time_axis(figure, [against, trace], length, 4)
     return figure
 
 

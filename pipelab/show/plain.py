@@ -46,11 +46,6 @@ def chart_svg(figure: "go.Figure") -> str | None:
     return _Picture(figure.layout, traces, axes).svg()
 
 
-def _place_in_legend(trace: Any) -> tuple[str, int]:
-    """The legends one after the other, in each the ranks that plotly knows."""
-    return trace.legend or "legend", trace.legendrank or 1000
-
-
 def _colour(trace: Any) -> str | None:
     """The colour of a trace, in the legend and wherever its marks have none of their own."""
     own: str | None = each(trace.marker.color, 1)[0]
@@ -83,7 +78,8 @@ class _Picture:
         if self.layout.showlegend is False or (len(named) < 2 and not asked):
             return
         x, y = float(ROOM), float(ROOM + self.head + 12)
-        for turn in sorted(named, key=lambda turn: _place_in_legend(self.traces[turn])):
+        places = {turn: (trace.legend or "legend", trace.legendrank or 1000) for turn, trace in enumerate(self.traces)}
+        for turn in sorted(named, key=lambda turn: places[turn]):
             wide = SIGN + 24 + width(self.traces[turn].name)
             if x > ROOM and x + wide > WIDTH:
                 x, y = float(ROOM), y + 21

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelab.action import parts
-from pipelab.show.bars import Axis, timeline_traces
+from pipelab.show.bars import timeline_traces
 from pipelab.show.memory import Curve, amounts, memory_panel
 from pipelab.show.palette import INK
 from pipelab.show.text import timeline_text
@@ -38,7 +38,7 @@ def timeline(trace: Trace, memory: Sequence[Curve] | None = None, title: str | N
     lines, what = memory_panel(trace, memory, unit)
     title, figures, rows = title or finding(trace), figures_text(trace, unit), height_of(trace)
     figure = panels(title, timeline_text(trace), f"{title}. {figures}.", [rows, MEMORY], GAP)
-    figure.add_traces(timeline_traces(trace, Axis(unit, trace.makespan)), rows=1, cols=1)
+    figure.add_traces(timeline_traces(trace, unit, trace.makespan), rows=1, cols=1)
     figure.add_traces(lines, rows=2, cols=1)
     style(figure, figures)
     rank_axis(figure, trace.ranks, 1)
@@ -74,9 +74,9 @@ def compare(traces: Sequence[Trace], titles: Sequence[str] | None = None) -> "Ch
         [height_of(trace, most=900 // len(traces)) for trace in traces], 40,
         [f"<b>{name}</b>, {words}" for name, words in zip(names, figures, strict=True)],
     )  # fmt: skip
-    axis = Axis(unit, max(trace.makespan for trace in traces))
+    length = max(trace.makespan for trace in traces)
     for row, trace in enumerate(traces, start=1):
-        figure.add_traces(timeline_traces(trace, axis), rows=row, cols=1)
+        figure.add_traces(timeline_traces(trace, unit, length), rows=row, cols=1)
         rank_axis(figure, trace.ranks, row)
     style(figure)
     time_axis(figure, traces, max(trace.duration for trace in traces), len(traces))

@@ -83,10 +83,8 @@ def _place(rank: int, ranks: int) -> tuple[float, float]:
 
 
 def _status(rank: int, schedule: Schedule, found: Sequence[Wait]) -> str:
-    for wait in found:
-        if wait.rank == rank:
-            return f"rank {rank} stands at position {wait.position}: {wait}"
-    return f"rank {rank} is done with its {len(schedule.rows[rank])} actions"
+    stands = (f"rank {rank} stands at position {wait.position}: {wait}" for wait in found if wait.rank == rank)
+    return next(stands, f"rank {rank} is done with its {len(schedule.rows[rank])} actions")
 
 
 def _draw(figure: "Chart", wait: Wait, places: Mapping[int, tuple[float, float]], colour: str, back: bool) -> None:
