@@ -12,10 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 FOLDER = Path(__file__).resolve().parent.parent / "labs"
 CELL_TIMEOUT = 600
 """Seconds after which a cell is taken to hang: far more than any takes on a busy machine."""
+HEADLESS = {"PLOTLY_RENDERER": "plotly_mimetype", "PIPELAB_HEADLESS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+"""What kernels inherit: figures as data without a script, no widgets, no compiled files beside the sources."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def run_lab(lab: Path, copy: Path, parameters: Mapping[str, Any], *, html: bool 
     own = {name: value for name, value in parameters.items() if name in parameters_of(lab)}
     begin = time.perf_counter()
     error = None
-    with _quiet(), _headless():
+    with _quiet(), patch.dict(os.environ, HEADLESS):
         try:
             papermill.execute_notebook(
                 str(lab), str(copy), own, kernel_name="python3", cwd=str(copy.parent), progress_bar=False,
@@ -133,22 +136,6 @@ def _draw_with_a_script(output: dict[str, Any]) -> bool:
         still = output["data"].get("text/html", "")
         output["data"]["text/html"] = f"{drawn}\n<noscript>{still}</noscript>"
     return figure is not None
-
-
-@contextmanager
-def _headless() -> Iterator[None]:
-    """What kernels inherit: figures as data without a script, no widgets, no compiled files beside the sources."""
-    wanted = {"PLOTLY_RENDERER": "plotly_mimetype", "PIPELAB_HEADLESS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pipelab.costs import Costs
 from pipelab.schedule import Schedule, ScheduleError
-from pipelab.schedules import SCHEDULES, build, chunks_of, options_of
+from pipelab.schedules import build_like
 from pipelab.search.bound import bound
 from pipelab.search.problem import Problem, limit_per_rank
 from pipelab.simulate import simulate
@@ -88,6 +88,7 @@ def score(
     given. The lower bound (`search.bound`) is for the placement and the memory of the schedule itself. A schedule that
     cannot run is graded, too. Raises ValueError for a target that cannot be compared.
 
+    >>> from pipelab import build
     >>> schedule = Schedule.from_rule("mine", build("1f1b", 4, 8).placement, 8, "IFW", in_flight=4)
     >>> print(score(schedule, target="1f1b"))
     mine: legal; target 1f1b: beaten
@@ -118,7 +119,7 @@ def _target(schedule: Schedule, target: Any, costs: Costs) -> tuple[Mapping[str,
         return {}, None
     if isinstance(target, Mapping):
         return _numbers(schedule, target), "target"
-    other = _named(schedule, target, costs) if isinstance(target, str) else target
+    other = build_like(schedule, target, costs=costs) if isinstance(target, str) else target
     if not isinstance(other, Schedule):
         raise ValueError(f"a target is a schedule, a name, or numbers such as {{'makespan': 27}}: got {target!r}")
     ours, theirs = (f"{s.ranks} ranks and {s.microbatches} micro-batches" for s in (schedule, other))
@@ -127,15 +128,6 @@ def _target(schedule: Schedule, target: Any, costs: Costs) -> tuple[Mapping[str,
     trace = simulate(other, costs)
     figures = {"makespan": trace.makespan, "span": trace.span, "peak_in_flight": max(trace.peak_in_flight)}
     return figures, f"target {other.name}"
-
-
-def _named(schedule: Schedule, name: str, costs: Costs) -> Schedule:
-    options: dict[str, Any] = {}
-    if name in SCHEDULES:
-        options = {"costs": costs} if "costs" in options_of(name) else {}
-        if chunks_of(name) == "any":
-            options["chunks"] = max(schedule.stages // schedule.ranks, 1)
-    return build(name, schedule.ranks, schedule.microbatches, **options)
 
 
 def _numbers(schedule: Schedule, target: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
 """In which unit, and by which clock? Every time that is shown names both, and every bubble its definition."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pipelab.action import parts
@@ -91,6 +91,15 @@ def percent(share: Number) -> str:
     return f"{abs(round(100 * float(share), 1)):.1f} %"
 
 
+def mebibytes(sizes: Iterable[int]) -> str:
+    """Numbers of bytes, such as one a rank, in MiB.
+
+    >>> mebibytes([2**20, 3 * 2**19])
+    '1.00 1.50'
+    """
+    return " ".join(f"{size / 2**20:.2f}" for size in sizes)
+
+
 def bubbles_text(trace: Trace) -> str:
     """The three bubbles, each with its name.
 
@@ -111,6 +120,16 @@ def figures_text(trace: Trace, unit: Unit | None = None) -> str:
     unit = unit or time_unit([trace])
     clock = CLOCK_NAMES.get(trace.clock, trace.clock)
     return f"{clock}: makespan {unit.text(trace.makespan)}; bubbles: {bubbles_text(trace)}"
+
+
+def time_label(clocks: Iterable[str], unit: Unit) -> str:
+    """The words at a time axis: its clocks and its unit.
+
+    >>> time_label(["simulated"], Unit("", 1)), time_label(["virtual", "wall"], Unit("ms", 1000))
+    ('simulated time (in the unit of the costs)', 'virtual time and wall-clock time (ms)')
+    """
+    names = dict.fromkeys(CLOCK_NAMES.get(clock, clock) for clock in clocks)
+    return f"{' and '.join(names)} ({unit.name or 'in the unit of the costs'})"
 
 
 def finding(trace: Trace) -> str:

@@ -6,8 +6,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import pytest
-
 from pipelab.bench import memory, recorder, runtime
 from pipelab.bench.split import compare_splits
 from pipelab.cli import main
@@ -51,10 +49,6 @@ def test_the_runtimes_are_compared_after_their_gradients_were_found_equal(monkey
     assert {row["schedule"] for row in rows} == {"gpipe", "1f1b", "interleaved", "interleaved-zb"}
     assert all(set(row) == {"schedule", "ranks", "work", "torch_over_ours"} for row in rows)
     assert all(row["torch_over_ours"] > 0 for row in rows)
-
-
-def test_a_geometric_mean_weighs_ratios_alike():
-    assert runtime.geometric_mean([4.0, 0.25, 8.0]) == pytest.approx(2.0)
 
 
 def test_predicted_memory_is_compared_with_tracked_for_each_rank(monkeypatch, capsys):

@@ -6,11 +6,11 @@ from itertools import pairwise
 
 import pytest
 from browsers import CHROMIUM, NONE, chromium
+from live_page import overlay_page_html, page_html
 
 import pipelab as pl
 from pipelab.dependencies import GIVES, needs
 from pipelab.show.live.columns import TimeAxis, block_of, shape, trace_block
-from pipelab.show.live.page import overlay_page_html, page_html
 from pipelab.show.overlay import changes
 from pipelab.show.palette import CHANGES, DARK, LANES, LIGHT, LOOKS
 from pipelab.show.report import write_report

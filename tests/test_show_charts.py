@@ -32,7 +32,7 @@ from pipelab.show import (
     traffic_chart,
     waiting,
 )
-from pipelab.show.svg import MOST_BARS
+from pipelab.show.plain import MOST_MARKS
 from pipelab.units import percent
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*scattermapbox:DeprecationWarning")
@@ -146,7 +146,7 @@ def test_a_viewer_without_scripts_gets_a_still_picture_and_the_words(chart, bund
 
 
 def test_a_viewer_without_scripts_gets_the_words_where_there_is_no_picture(monkeypatch):
-    figure = pl.timeline(step(ranks=8, microbatches=1 + MOST_BARS // 16))
+    figure = pl.timeline(step(ranks=8, microbatches=1 + MOST_MARKS // 16))
     assert figure.svg is None and "rank 7" in figure.text
     monkeypatch.setattr(pio.renderers, "_default_renderers", [pio.renderers["plotly_mimetype"]])
     monkeypatch.setattr(pio.renderers, "_to_activate", [])
@@ -183,7 +183,8 @@ def test_the_still_picture_has_a_bar_for_every_action_with_letter_and_hatch():
     for row in trace.compute:
         for span in row:
             assert f"{span.action.kind}{span.action.microbatch}" in words
-    hatched = [bar for bar in root.iter(f"{spaces}rect") if bar.get("fill", "").startswith("url(#h")]
+    filled = [part for part in root.iter() if part.get("fill", "").startswith("url(#h")]
+    hatched = [bar for part in filled for bar in part.iter(f"{spaces}rect")]
     actions = sum(map(len, trace.compute))
     assert len(hatched) == actions * 2 // 3 + 2  # I and W, and two in the legend
     assert {"simulated time (in the unit of the costs)", "rank 3", "idle"} <= set(words)

@@ -12,7 +12,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+from pipelab.bench import Bench, Row
 
 RANKS = (1, 2, 4, 8)
 WARM = 5
@@ -61,18 +62,16 @@ if __name__ == "__main__":
 )
 
 
-def time_launches(ranks: tuple[int, ...] = RANKS) -> Iterator[dict[str, Any]]:
+def time_launches(ranks: tuple[int, ...] = RANKS) -> Iterator[Row]:
     """One row a number of ranks, in seconds of the wall clock: ours first (cold) and later (warm), and the peers."""
     with tempfile.TemporaryDirectory() as folder:
         for number in ranks:
             cold, warm = json.loads(_run(folder, _OURS.format(ranks=number, warm=WARM)))
             yield {
-                "ranks": number,
-                "cold_seconds": cold,
-                "warm_seconds": warm,
+                "ranks": number, "cold_seconds": cold, "warm_seconds": warm,
                 "spawn_seconds": float(_run(folder, _SPAWN.format(ranks=number))),
                 "torchrun_seconds": _torchrun(folder, number),
-            }
+            }  # fmt: skip
 
 
 def _torchrun(folder: str, ranks: int) -> float:
@@ -94,3 +93,11 @@ def _run(folder: str, source: str, *command: str) -> str:
     if ended.returncode:
         raise RuntimeError(f"a launch to be timed has failed: {ended.stderr.strip().splitlines()[-1:]}")
     return ended.stdout
+
+
+BENCH = Bench(
+    "seconds until all ranks have met (wall clock): pipelab's first launch and later ones, spawn, torchrun",
+    {"ranks": "{}", "cold_seconds": "{:.2f}", "warm_seconds": "{:.3f}", "spawn_seconds": "{:.2f}",
+     "torchrun_seconds": "{:.2f}"},
+    lambda _: (time_launches(), len(RANKS)),
+)  # fmt: skip

@@ -6,14 +6,25 @@ ones included, and the optimizer's step too: the ranks are virtual, and every on
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from pipelab.bench import Bench, Row
+from pipelab.checkpointing import policies_of
+from pipelab.job import Job
+from pipelab.loss import cross_entropy
+from pipelab.lower import lower
+from pipelab.memory_prediction import predict_memory
 from pipelab.mesh import Mesh
+from pipelab.models import build_model
+from pipelab.optimizer import adamw
 from pipelab.schedule import Schedule
 from pipelab.schedules import build
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from pipelab.storages import LiveStorages
+from pipelab.virtual_ranks import VirtualRanks
 
 SCHEDULES = {"gpipe": None, "1f1b": None, "interleaved": 2, "zb-h1": None, "zb-v": None}
 """Five schedules, with their chunks."""
@@ -28,13 +39,8 @@ POLICIES = ("none", "selective", "full")
 MICROBATCHES, ROWS = 8, 4
 
 
-def compare_memory(model: str = "tiny") -> Iterator[dict[str, Any]]:
+def compare_memory(model: str = "tiny") -> Iterator[Row]:
     """One row for each mesh, policy of checkpointing, schedule and rank of a pipeline, in bytes."""
-    import torch
-
-    from pipelab.memory_prediction import predict_memory
-    from pipelab.models import build_model
-
     for called, (mesh, zero) in MESHES.items():
         for policy in POLICIES:
             for name, chunks in SCHEDULES.items():
@@ -54,24 +60,15 @@ def compare_memory(model: str = "tiny") -> Iterator[dict[str, Any]]:
 
 
 def track_memory(
-    model: "nn.Sequential",
+    model: nn.Sequential,
     schedule: Schedule,
-    batch: "tuple[Tensor, Tensor]",
+    batch: tuple[Tensor, Tensor],
     mesh: Mesh,
     *,
     checkpointing: str = "none",
     **options: Any,
 ) -> list[int]:
     """The most bytes that each rank has in use at once, in two real steps."""
-    import torch
-
-    from pipelab.checkpointing import policies_of
-    from pipelab.job import Job
-    from pipelab.loss import cross_entropy
-    from pipelab.lower import lower
-    from pipelab.optimizer import adamw
-    from pipelab.virtual_ranks import VirtualRanks
-
     by_stage = policies_of(model, schedule.stages, checkpointing)
     job = Job(
         model=model, program=lower(schedule, mesh, checkpointing=by_stage), checkpointing=by_stage,
@@ -105,8 +102,6 @@ class _Tracked:
             update.optimizer.step = partial(self._count, update.optimizer.step)
 
     def _count(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        from pipelab.storages import LiveStorages
-
         layers = [stage.layers for stage in self.worker.stages.values()]
         weights = [*(p for own in layers for p in own.parameters()), *self.update.stepped]  # and shares, with ZeRO-1
         there = [*weights, *(buffer for own in layers for buffer in own.buffers())]
@@ -134,10 +129,8 @@ class _OwnAlone:
 class _Unseen(NamedTuple):
     arriving: Any
 
-    def wait(self) -> "tuple[Tensor, float]":
+    def wait(self) -> tuple[Tensor, float]:
         """See `Arriving.wait`."""
-        from torch.utils._python_dispatch import _disable_current_modes
-
         with _disable_current_modes():
             result, all_came = self.arriving.wait()
         return result.clone(), all_came
@@ -151,7 +144,13 @@ def _receive_to_count(receive: Callable[..., Any], step: Any) -> Any:
 
 def _send_a_copy(send: Callable[..., None], step: Any, message: Any) -> None:
     """As between processes: what is sent is gone from the sender."""
-    from torch.utils._python_dispatch import _disable_current_modes
-
     with _disable_current_modes():
         send(step, message._replace(tensor=message.tensor.clone()))
+
+
+BENCH = Bench(
+    "peak bytes of each rank in use at once: predicted from shapes, and tracked operator by operator",
+    {"schedule": "{}", "mesh": "{}", "checkpointing": "{}", "rank": "{}", "predicted": "{:,}", "tracked": "{:,}",
+     "error": "{:+.2%}"},
+    lambda _: (compare_memory(), None),
+)  # fmt: skip

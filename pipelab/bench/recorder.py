@@ -15,14 +15,26 @@ from importlib.util import find_spec
 from statistics import quantiles
 from typing import Any
 
-from pipelab.feed import Listener
+import torch
+
+from pipelab.bench import Bench, Row
+from pipelab.data import Batches, load_text
+from pipelab.feed import Feed, Listener, Started, StepBegun
+from pipelab.job import Job
 from pipelab.live import Live
+from pipelab.loss import cross_entropy
+from pipelab.lower import lower
+from pipelab.mesh import Mesh
+from pipelab.models import build_model
+from pipelab.optimizer import adamw
+from pipelab.schedules import build
+from pipelab.virtual_ranks import VirtualRanks
 
 RANKS, MICROBATCHES = 4, 8
 SCHEDULES = ("1f1b", "zb-h1")
 
 
-def compare_recording(steps: int = 40, model: str = "small", device: str = "cpu") -> Iterator[dict[str, Any]]:
+def compare_recording(steps: int = 40, model: str = "small", device: str = "cpu") -> Iterator[Row]:
     """One row a schedule and recorder: a recorded step's time over that of an unrecorded one, the median and between
     which two values half of the pairs lie."""
     for name in SCHEDULES:
@@ -32,27 +44,12 @@ def compare_recording(steps: int = 40, model: str = "small", device: str = "cpu"
 
 
 def _ratios(name: str, switch: "Switch", listener: Listener, steps: int, preset: str, device: str) -> list[float]:
-    import torch
-
-    from pipelab.costs import Link
-    from pipelab.data import Batches, load_text
-    from pipelab.feed import Feed, Started, StepBegun
-    from pipelab.job import Job
-    from pipelab.loss import cross_entropy
-    from pipelab.lower import lower
-    from pipelab.mesh import Mesh
-    from pipelab.models import build_model
-    from pipelab.optimizer import adamw
-    from pipelab.schedules import build
-    from pipelab.virtual_ranks import VirtualRanks
-
     model = build_model(preset)
     text, length = load_text("stdlib-docs"), model.config.context
     batches = Batches(text=text, microbatches=MICROBATCHES, rows=2, context=length, seed=0, steps=1)
     job = Job(
         model=model, program=lower(build(name, RANKS, MICROBATCHES)), mesh=Mesh(pp=RANKS), loss=cross_entropy,
-        optimizer=adamw, seed=0, device=torch.device(device), transport="memory", clock="virtual", link=Link(),
-        blocking=False, at=None, timeout=120, fed=True,
+        optimizer=adamw, device=torch.device(device), clock="virtual", timeout=120, fed=True,
     )  # fmt: skip
     count = itertools.count()
     with Feed(listener) as feed, VirtualRanks(job, feed.put) as ranks:
@@ -118,3 +115,10 @@ class _Silent:
     def running(self, *_: object) -> None: ...
 
     def waiting(self, *_: object) -> None: ...
+
+
+BENCH = Bench(
+    "processor time of a recorded step over an unrecorded one, in turn (median, and quartiles of the pairs)",
+    {"schedule": "{}", "what": "{}", "on_over_off": "{:.4f}", "quartiles": "{0[0]:.4f} to {0[1]:.4f}"},
+    lambda _: (compare_recording(), len(switches()) * len(SCHEDULES)),
+)

@@ -4,19 +4,19 @@ The distance is the honesty of virtual time: what is left is the spread of singl
 """
 
 from collections.abc import Iterator
-from typing import Any
+
+from pipelab.bench import Bench, Row
+from pipelab.data import Batches, load_text
+from pipelab.models import build_model
+from pipelab.schedules import build
+from pipelab.training import train
 
 SCHEDULES = (("naive", None), ("gpipe", None), ("1f1b", None), ("interleaved", 2), ("zb-h1", None))
 SHAPES = tuple((ranks, microbatches) for ranks in (2, 4, 8) for microbatches in (8, 16))
 
 
-def compare_with_replay(steps: int = 5) -> Iterator[dict[str, Any]]:
+def compare_with_replay(steps: int = 5) -> Iterator[Row]:
     """One row a run of the preset `small`: the step bubble measured (median of the steps) and replayed."""
-    from pipelab.data import Batches, load_text
-    from pipelab.models import build_model
-    from pipelab.schedules import build
-    from pipelab.training import train
-
     text = load_text("stdlib-docs")
     for name, chunks in SCHEDULES:
         for ranks, microbatches in SHAPES:
@@ -27,9 +27,14 @@ def compare_with_replay(steps: int = 5) -> Iterator[dict[str, Any]]:
             bubbles = train(model, batches, build(name, ranks, microbatches, chunks)).bubbles()
             measured, replayed = (figures["step"] for how in ("measured", "replayed") if (figures := bubbles[how]))
             yield {
-                "schedule": name,
-                "ranks": ranks,
-                "microbatches": microbatches,
-                "measured": measured,
-                "replayed": replayed,
-            }
+                "schedule": name, "ranks": ranks, "microbatches": microbatches,
+                "measured": measured, "replayed": replayed, "difference": measured - replayed,
+            }  # fmt: skip
+
+
+BENCH = Bench(
+    "step bubble in virtual time (median of the steps), and replayed with the run's median times",
+    {"schedule": "{}", "ranks": "{}", "microbatches": "{}",
+     "measured": "{:.4f}", "replayed": "{:.4f}", "difference": "{:+.4f}"},
+    lambda options: (compare_with_replay(options.steps), len(SCHEDULES) * len(SHAPES)),
+)  # fmt: skip

@@ -10,12 +10,32 @@ import copy
 import inspect
 import os
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
+from statistics import geometric_mean
 from typing import Any, NamedTuple
 
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed import pipelining
+
+from pipelab.bench import Bench, Row
 from pipelab.collector import collector_at_rest
 from pipelab.costs import middle
+from pipelab.data import Batches, load_text
+from pipelab.job import Job
+from pipelab.launcher import launch
+from pipelab.loss import cross_entropy
+from pipelab.lower import lower
+from pipelab.mesh import Mesh
+from pipelab.models import build_model
+from pipelab.optimizer import adamw
+from pipelab.partition import cut
+from pipelab.process_rank import ProcessRank
 from pipelab.schedule import Schedule
+from pipelab.schedules import build
+from pipelab.world import World
 
 SCHEDULES = {
     "gpipe": ("ScheduleGPipe", None),
@@ -36,45 +56,24 @@ FEWEST, MOST = 8, 400
 """Pairs of steps that are counted."""
 
 
-def compare_runtimes(*, quick: bool = False, works: tuple[str, ...] = tuple(WORKS)) -> Iterator[dict[str, Any]]:
+def compare_runtimes(*, quick: bool = False, works: tuple[str, ...] = tuple(WORKS)) -> Iterator[Row]:
     """One row a schedule, number of ranks and work: the median, over pairs of steps, of torch's time over ours.
 
     Other programs on the machine disturb both steps of a pair alike, the more so the shorter they are.
     """
-    from pipelab.launcher import launch
-
     names = QUICK if quick else tuple(SCHEDULES)
     for ranks in (2,) if quick else (2, 4):
         rows, *_ = launch(_rows, names, works, 2.0 if quick else 6.0, ranks=ranks, timeout=300, threads=1)
         yield from rows
 
 
-def geometric_mean(ratios: list[float]) -> float:
-    """
-    >>> geometric_mean([2.0, 0.5])
-    1.0
-    """
-    product = 1.0
-    for ratio in ratios:
-        product *= ratio
-    return float(product ** (1 / len(ratios)))
-
-
-def _rows(names: tuple[str, ...], works: tuple[str, ...], seconds: float) -> list[dict[str, Any]]:
+def _rows(names: tuple[str, ...], works: tuple[str, ...], seconds: float) -> list[Row]:
     """One process: every case for so many seconds, in the order in which all processes take them."""
-    import torch.distributed as dist
-
-    from pipelab.world import World
-
     world = World(int(os.environ["WORLD_SIZE"]), timeout=120)
     try:
+        ranks = dist.get_world_size()
         return [
-            {
-                "schedule": name,
-                "ranks": dist.get_world_size(),
-                "work": work,
-                "torch_over_ours": _ratio(name, work, seconds),
-            }
+            {"schedule": name, "ranks": ranks, "work": work, "torch_over_ours": _ratio(name, work, seconds)}
             for name in names
             for work in works
         ]
@@ -84,11 +83,6 @@ def _rows(names: tuple[str, ...], works: tuple[str, ...], seconds: float) -> lis
 
 def _ratio(name: str, work: str, seconds: float) -> float:
     """Torch's step time over ours, each the time until the last rank has finished."""
-    import torch.distributed as dist
-
-    from pipelab.process_rank import ProcessRank
-    from pipelab.schedules import build
-
     schedule = build(name, dist.get_world_size(), MICROBATCHES, SCHEDULES[name][1])
     case = _tiny(schedule.stages) if work == "tiny" else _lab(schedule.stages)
     job = _job(schedule, copy.deepcopy(case.model), case.loss)
@@ -108,9 +102,6 @@ def _ratio(name: str, work: str, seconds: float) -> float:
 
 def _in_turn(*sides: Callable[[], None], pairs: int) -> list[list[float]]:
     """The seconds of a step of each side, again and again, until the last rank has finished: the same on all ranks."""
-    import torch
-    import torch.distributed as dist
-
     slowest = torch.tensor([[_seconds(side) for side in sides] for _ in range(pairs)], dtype=torch.float64)
     dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
     rows: list[list[float]] = slowest.tolist()
@@ -129,9 +120,6 @@ class _Case(NamedTuple):
 
 
 def _tiny(stages: int) -> _Case:
-    import torch
-    from torch import nn
-
     width, rows = 128, 8
     torch.manual_seed(0)
     layers = [nn.Sequential(nn.Linear(width, width), nn.ReLU()) for _ in range(2 * stages)]
@@ -141,12 +129,6 @@ def _tiny(stages: int) -> _Case:
 
 
 def _lab(stages: int) -> _Case:
-    import torch
-
-    from pipelab.data import Batches, load_text
-    from pipelab.loss import cross_entropy
-    from pipelab.models import build_model
-
     rows = 2
     model = build_model("small", layers=2 * stages)
     sizes = model.config
@@ -159,17 +141,9 @@ def _lab(stages: int) -> _Case:
 
 
 def _job(schedule: Schedule, model: Any, loss: Any) -> Any:
-    import torch
-
-    from pipelab.costs import Link
-    from pipelab.job import Job
-    from pipelab.lower import lower
-    from pipelab.mesh import Mesh
-    from pipelab.optimizer import adamw
-
     return Job(
-        model=model, program=lower(schedule), mesh=Mesh(pp=schedule.ranks), loss=loss, optimizer=adamw, seed=0,
-        device=torch.device("cpu"), transport="gloo", clock="wall", link=Link(), blocking=False, at=None, timeout=120,
+        model=model, program=lower(schedule), mesh=Mesh(pp=schedule.ranks), loss=loss, optimizer=adamw,
+        device=torch.device("cpu"), transport="gloo", clock="wall", timeout=120,
     )  # fmt: skip
 
 
@@ -177,12 +151,6 @@ class _Theirs:
     """The stages of this rank in torch's runtime."""
 
     def __init__(self, name: str, schedule: Schedule, case: _Case) -> None:
-        import torch
-        import torch.distributed as dist
-        from torch.distributed import pipelining
-
-        from pipelab.partition import cut
-
         own = schedule.placement.stages_on(dist.get_rank())
         last = schedule.stages - 1
         slices = cut(case.model, schedule.stages)
@@ -210,8 +178,6 @@ class _Theirs:
 
 def _compare(ours: Any, theirs: Any) -> None:
     """Raises RuntimeError when a gradient of this rank is not theirs to rounding."""
-    import torch
-
     for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         same = (p.grad is None) == (q.grad is None)
         if not same or (p.grad is not None and not torch.allclose(p.grad, q.grad, rtol=1e-3, atol=1e-6)):
@@ -219,10 +185,35 @@ def _compare(ours: Any, theirs: Any) -> None:
 
 
 def _seconds(work: Any) -> float:
-    import torch.distributed as dist
-
     dist.barrier()
     with collector_at_rest():
         begin = time.perf_counter()
         work()
         return time.perf_counter() - begin
+
+
+def _measure(options: Namespace) -> tuple[Iterator[Row], int]:
+    cases = len(QUICK) if options.quick else 2 * len(SCHEDULES)
+    return compare_runtimes(quick=options.quick), len(WORKS) * cases
+
+
+def _summary(rows: list[Row]) -> list[str]:
+    """The geometric means, and what was run."""
+    chosen = {
+        "tiny": [row for row in rows if row["work"] == "tiny"],
+        "lab": [row for row in rows if row["work"] == "lab"],
+        "zero bubble": [row for row in rows if row["schedule"] in ("interleaved-zb", "zb-v")],
+    }
+    means = {what: geometric_mean(row["torch_over_ours"] for row in some) for what, some in chosen.items() if some}
+    return [
+        *(f"geometric mean, {what}: {mean:.2f}" for what, mean in means.items()),
+        *(f"{name}: {work}, {MICROBATCHES} micro-batches" for name, work in WORKS.items()),
+    ]
+
+
+BENCH = Bench(
+    "step time of torch.distributed.pipelining over ours, same processes, in turn (wall clock, median)",
+    {"schedule": "{}", "ranks": "{}", "work": "{}", "torch_over_ours": "{:.2f}"},
+    _measure,
+    _summary,
+)

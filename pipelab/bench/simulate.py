@@ -6,12 +6,12 @@ while PyTorch's counts steps over rows that already hold the messages.
 
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
-from typing import Any
 
 from pipelab.action import Action, Pair, parts
+from pipelab.bench import Bench, Row
 from pipelab.costs import Costs
 from pipelab.dependencies import needs
 from pipelab.schedule import Schedule
@@ -32,28 +32,21 @@ CASES = (
 """Schedule, ranks, chunks and the kind of number that the costs are."""
 
 
-def compare_simulators(actions: int = 100_000, peer_actions: int = 5_000) -> list[dict[str, Any]]:
+def compare_simulators(actions: int = 100_000, peer_actions: int = 5_000) -> Iterator[Row]:
     """One row a schedule: actions a second of each simulator, and our bytes an action.
 
     The peers are given smaller schedules, for their time grows faster than the number of actions. A peer that this
     PyTorch does not have, or that cannot play the schedule, is None.
     """
-    rows = []
     for name, ranks, chunks, numbers, costs in CASES:
         large, small = (_schedule(name, ranks, chunks, wanted) for wanted in (actions, peer_actions))
-        rows.append(
-            {
-                "schedule": name,
-                "ranks": ranks,
-                "costs": numbers,
-                "actions": _count(large),
-                "ours": _rate(large, partial(simulate, costs=costs)),
-                "torch": _torch_rate(small),
-                "dictionary": _rate(small, partial(dictionary_makespan, costs=costs)),
-                "bytes_per_action": _bytes(small, costs),
-            }
-        )
-    return rows
+        yield {
+            "schedule": name, "ranks": ranks, "costs": numbers, "actions": _count(large),
+            "ours": _rate(large, partial(simulate, costs=costs)),
+            "torch": _torch_rate(small),
+            "dictionary": _rate(small, partial(dictionary_makespan, costs=costs)),
+            "bytes_per_action": _bytes(small, costs),
+        }  # fmt: skip
 
 
 def dictionary_makespan(schedule: Schedule, costs: Costs) -> Number:
@@ -119,3 +112,11 @@ def _torch_rate(schedule: Schedule) -> int | None:
     rows = {rank: [_Action.from_str(str(each)) for each in row] for rank, row in enumerate(schedule.rows)}
     program = _add_send_recv(rows, rank_of, schedule.stages)
     return _rate(schedule, lambda _: _simulate_comms_compute(program, rank_of, schedule.stages))
+
+
+BENCH = Bench(
+    "actions a second (processor time)",
+    {"schedule": "{}", "ranks": "{}", "costs": "{}", "ours": "{:,}", "torch": "{:,}", "dictionary": "{:,}",
+     "bytes_per_action": "{:,}"},
+    lambda options: (compare_simulators(options.actions), len(CASES)),
+)  # fmt: skip

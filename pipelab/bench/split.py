@@ -8,23 +8,30 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+from torch.distributed.pipelining import _backward as theirs
+
+from pipelab.bench import Bench, Row
+from pipelab.clock import undisturbed
 from pipelab.costs import middle
+from pipelab.memory import ActivationMeter
+from pipelab.models import GPTConfig, build_model
+from pipelab.randomness import Randomness
+from pipelab.stage import Stage
 
 SHAPES = {"tiny": 4, "small": 2, "wide": 2}
 """Rows of a micro-batch by the size of its blocks."""
 LAYERS = 4
 
 
-def compare_splits(repetitions: int = 20) -> Iterator[dict[str, Any]]:
+def compare_splits(repetitions: int = 20) -> Iterator[Row]:
     """One row a size: (I + W) / B, and the share of F's activations that is held between I and W."""
-    from pipelab.clock import undisturbed
-
     with undisturbed():
         for work in SHAPES:
             yield _compare(work, repetitions)
 
 
-def _compare(work: str, repetitions: int) -> dict[str, Any]:
+def _compare(work: str, repetitions: int) -> Row:
     sides = {"ours": _ours(work), "torch": _torch(work)}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for repetition in range(repetitions + 2):
@@ -32,7 +39,7 @@ def _compare(work: str, repetitions: int) -> dict[str, Any]:
             pair = whole(), halves()
             if repetition >= 2:  # first calls are slow
                 times[name].append(pair)
-    row: dict[str, Any] = {"work": work}
+    row: Row = {"work": work}
     for name, (_, _, held) in sides.items():
         row[name] = middle([halves / whole for whole, halves in times[name]])
         row[f"{name}_held"] = held()
@@ -45,10 +52,6 @@ Side = tuple[Callable[[], float], Callable[[], float], Callable[[], float]]
 
 def _blocks(work: str) -> tuple[Any, Any, Any]:
     """The blocks of a middle stage, an input and the gradient of its output."""
-    import torch
-
-    from pipelab.models import GPTConfig, build_model
-
     wide = GPTConfig(vocabulary=256, width=512, heads=8, layers=LAYERS, context=64)
     model = build_model(wide if work == "wide" else work, layers=LAYERS)
     shape = SHAPES[work], model.config.context, model.config.width
@@ -57,10 +60,6 @@ def _blocks(work: str) -> tuple[Any, Any, Any]:
 
 
 def _ours(work: str) -> Side:
-    from pipelab.memory import ActivationMeter
-    from pipelab.randomness import Randomness
-    from pipelab.stage import Stage
-
     layers, x, gradient = _blocks(work)
 
     def stage(*, split: bool) -> Stage:
@@ -91,11 +90,6 @@ def _ours(work: str) -> Side:
 
 
 def _torch(work: str) -> Side:
-    import torch
-    from torch.distributed.pipelining import _backward as theirs
-
-    from pipelab.memory import ActivationMeter
-
     layers, x, gradient = _blocks(work)
     parameters = list(layers.parameters())
 
@@ -135,3 +129,10 @@ def _seconds(work: Callable[[], object]) -> float:
     begin = time.thread_time()
     work()
     return time.thread_time() - begin
+
+
+BENCH = Bench(
+    "(I + W) / B (processor time, median), and bytes held between I and W over those held after F",
+    {"work": "{}", "ours": "{:.2f}", "torch": "{:.2f}", "ours_held": "{:.2f}", "torch_held": "{:.2f}"},
+    lambda _: (compare_splits(), len(SHAPES)),
+)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelab.cli.parser import count_or_none
 from pipelab.recompute import NONE, WORDS, check_policy
+from pipelab.units import mebibytes
 
 if TYPE_CHECKING:
     from pipelab.run import Run
@@ -28,9 +29,7 @@ def recomputed_figures(options: argparse.Namespace, run: "Run") -> dict[str, Any
 
 def recomputed_rows(run: "Run") -> list[tuple[str, str]]:
     """For the terminal and the page."""
-    if not any(run.memory.rebuilt):
-        return []
-    return [("recomputed", " ".join(f"{most / 2**20:.2f}" for most in run.memory.rebuilt) + " MiB of them at most")]
+    return [("recomputed", f"{mebibytes(run.memory.rebuilt)} MiB of them at most")] if any(run.memory.rebuilt) else []
 
 
 def _policies(text: str) -> str | list[str]:

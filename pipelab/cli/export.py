@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelab.cli.parser import CommandError, writable
-from pipelab.cli.shape import add_shape, asked_schedule, refuse_shape
+from pipelab.cli.shape import add_shape, asked_schedule, described, refuse_shape
 from pipelab.cli.trace_file import TraceFile, read_trace, rows_of, trace_text
 from pipelab.costs import Costs
 from pipelab.lower import lower
@@ -23,28 +23,11 @@ from pipelab.validate import validate
 EXAMPLE = "pipelab export 1f1b --ranks 4 --microbatches 8 --format perfetto --out 1f1b.json"
 
 
-def _json(schedule: Schedule) -> str:
-    """The schedule as one JSON object, with the fields of `pipelab simulate --json` that hold no time."""
-    fields = {
-        "schedule": schedule.name,
-        "ranks": schedule.ranks,
-        "stages": schedule.stages,
-        "microbatches": schedule.microbatches,
-        "stage_to_rank": schedule.placement.rank_of,
-        "rows": schedule.to_text().splitlines(),
-    }
-    return json.dumps(fields) + "\n"
-
-
-def _perfetto(schedule: Schedule) -> str:
-    return perfetto_json(simulate_program(lower(schedule), Costs.uniform())) + "\n"
-
-
 OF_A_SCHEDULE: dict[str, Callable[[Schedule], str]] = {
     "text": lambda schedule: schedule.to_text() + "\n",
-    "json": _json,
+    "json": lambda schedule: json.dumps(described(schedule)) + "\n",
     "torch-csv": Schedule.to_csv,
-    "perfetto": _perfetto,
+    "perfetto": lambda schedule: perfetto_json(simulate_program(lower(schedule), Costs.uniform())) + "\n",
 }
 OF_A_TRACE: dict[str, Callable[[TraceFile], str]] = {
     "text": lambda file: timeline_text(file.trace) + "\n",
@@ -64,19 +47,14 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Write one valid schedule, or one trace, in one format."""
-    text = _of_a_trace(options) if options.trace else _of_a_schedule(options)
+    if options.trace is None:
+        text = OF_A_SCHEDULE[options.format](validate(asked_schedule(options, Costs.uniform())))
+    elif options.file is not None:
+        raise CommandError("--trace and --file are two sources; give one of them")
+    else:
+        refuse_shape(options, "--trace")
+        text = OF_A_TRACE[options.format](read_trace(options.trace))
     if options.out is not None:
         options.out.write_text(text, encoding="utf-8")
     else:
         print(text, end="")
-
-
-def _of_a_schedule(options: argparse.Namespace) -> str:
-    return OF_A_SCHEDULE[options.format](validate(asked_schedule(options, Costs.uniform())))
-
-
-def _of_a_trace(options: argparse.Namespace) -> str:
-    if options.file is not None:
-        raise CommandError("--trace and --file are two sources; give one of them")
-    refuse_shape(options, "--trace")
-    return OF_A_TRACE[options.format](read_trace(options.trace))

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     """Execute the labs, print a line for each, and give 1 when one failed."""
     from tqdm import tqdm
 
-    from pipelab.labs import find_labs, refuse_unknown_parameters, run_labs
+    from pipelab.labs import find_labs, run_labs
 
     if options.html and options.out is None:
         raise CommandError("--html needs a folder for the pages; add --out DIR")
@@ -34,7 +34,6 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(f"--out {options.out} is a file; give the name of a folder")
     parameters = dict(_assignment(text) for text in options.parameters)
     chosen = find_labs(options.only)
-    refuse_unknown_parameters(chosen, parameters)
     with (
         tempfile.TemporaryDirectory() as spare,
         tqdm(total=len(chosen), unit="lab", file=sys.stderr, delay=2) as bar,

@@ -55,6 +55,18 @@ def asked_schedule(options: argparse.Namespace, costs: Costs) -> Schedule:
     return build(options.schedule, options.ranks, options.microbatches, options.chunks, **more)
 
 
+def described(schedule: Schedule) -> dict[str, Any]:
+    """What a schedule is, for --json: all that holds no time."""
+    return {
+        "schedule": schedule.name,
+        "ranks": schedule.ranks,
+        "stages": schedule.stages,
+        "microbatches": schedule.microbatches,
+        "stage_to_rank": schedule.placement.rank_of,
+        "rows": [" ".join(map(str, row)) for row in schedule.rows],
+    }
+
+
 def schedule_from_file(options: argparse.Namespace) -> Schedule:
     """The rows of --file, which say all about the shape. Raises CommandError for a shape given beside it."""
     refuse_shape(options, "--file")

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelab.cli.parser import add_explain, add_json, duration, print_explanation, print_json
 from pipelab.cli.progress import elapsed
-from pipelab.cli.shape import add_shape, asked_schedule, special
+from pipelab.cli.shape import add_shape, asked_schedule, described, special
 from pipelab.costs import Costs
 from pipelab.explain import explain
 from pipelab.formulas import formula
@@ -43,7 +43,15 @@ def run(options: argparse.Namespace) -> None:
         explanation = explain(trace) if options.explain else None
     if options.json:
         more = {"explanation": explanation.as_dict()} if explanation else {}
-        print_json(_figures(schedule, trace, closed_form) | _found(options, costs, trace) | more)
+        figures = {
+            "makespan": number(trace.makespan),
+            "span": number(trace.span),
+            "bubble": trace.bubbles(),
+            "formula": closed_form,
+            "peak_in_flight": trace.peak_in_flight,
+            "peak_until_input": trace.peak_until_input,
+        }
+        print_json(described(schedule) | figures | _found(options, costs, trace) | more)
     else:
         _print_figures(schedule, trace, closed_form, _found(options, costs, trace), _hint(options, costs, trace))
         print_explanation(explanation)
@@ -56,23 +64,6 @@ def _formula(options: argparse.Namespace, schedule: Schedule) -> dict[str, Any] 
         return {kind: formula(schedule.name, f"bubble_{kind}", **shape, **times) for kind in BUBBLES}
     except ValueError:
         return None  # outside the domain of the closed form
-
-
-def _figures(schedule: Schedule, trace: Trace, closed_form: dict[str, Any] | None) -> dict[str, Any]:
-    return {
-        "schedule": schedule.name,
-        "ranks": schedule.ranks,
-        "stages": schedule.stages,
-        "microbatches": schedule.microbatches,
-        "stage_to_rank": schedule.placement.rank_of,
-        "rows": [" ".join(map(str, row)) for row in schedule.rows],
-        "makespan": number(trace.makespan),
-        "span": number(trace.span),
-        "bubble": trace.bubbles(),
-        "formula": closed_form,
-        "peak_in_flight": trace.peak_in_flight,
-        "peak_until_input": trace.peak_until_input,
-    }
 
 
 def _found(options: argparse.Namespace, costs: Costs, trace: Trace) -> dict[str, Any]:

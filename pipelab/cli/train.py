@@ -42,6 +42,10 @@ EXAMPLE = "pipelab train --schedule 1f1b --pp 4 --microbatches 8 --steps 5 --mod
 ROWS = {"tiny": 4, "small": 2, "gpt2": 1}
 """Sequences in a micro-batch of each preset, so that one action takes milliseconds on its usual machine."""
 TOLERANCE = 1e-9
+PASSED_ON = (
+    "seed", "device", "transport", "clock", "comm", "checkpointing", "hoist", "watch", "zero", "sequence_parallel"
+)  # fmt: skip
+"""Options that `train` takes under the same name."""
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -147,12 +151,11 @@ def _refuse_what_is_not_there(options: argparse.Namespace) -> None:
         raise CommandError("--device cuda: torch sees no CUDA device here; use --device cpu")
     if options.html and find_spec("plotly") is None:
         raise CommandError("--html draws with plotly, which is not installed: pip install plotly, or leave it out")
-    if options.bandwidth == 0:
-        raise CommandError("--bandwidth must be positive: got 0; leave it out for an unlimited one")
     if options.hoist and options.checkpointing == NONE:
         raise CommandError("--hoist puts recomputation forward, and there is none: add --checkpointing")
-    if options.clip == 0:
-        raise CommandError("--clip must be positive: got 0; leave it out for no clipping")
+    for option, without in (("bandwidth", "an unlimited one"), ("clip", "no clipping")):
+        if getattr(options, option) == 0:
+            raise CommandError(f"--{option} must be positive: got 0; leave it out for {without}")
     for option, axis, what in (("zero", "dp", "replicas"), ("sequence_parallel", "tp", "tensor shards")):
         if getattr(options, option) and getattr(options, axis) == 1:
             raise CommandError(f"--{option.replace('_', '-')} needs {what}: add --{axis} 2, or leave it out")
@@ -181,13 +184,9 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
     saving = asked_saving(options, begin)
     uncut = copy.deepcopy(model) if options.check else None
     batches = Batches(
-        text=text,
-        microbatches=options.dp * options.microbatches,
-        rows=options.rows or ROWS[options.model],
-        context=model.config.context,
-        seed=options.seed,
-        steps=begin + options.steps,
-    )
+        text=text, microbatches=options.dp * options.microbatches, rows=options.rows or ROWS[options.model],
+        context=model.config.context, seed=options.seed, steps=begin + options.steps,
+    )  # fmt: skip
     mesh = Mesh(dp=options.dp, pp=options.pp, tp=options.tp)
     link = Link(float(options.latency), float(options.bandwidth or "inf"))
     cut = find_cut(options, model, batches, schedule, mesh, link, autocast)
@@ -206,25 +205,16 @@ def _train(options: argparse.Namespace, schedule: Schedule) -> tuple["Run", floa
             batches,
             schedule,
             mesh,
-            seed=options.seed,
-            device=options.device,
-            transport=options.transport,
-            clock=options.clock,
-            comm=options.comm,
             link=Network(hosts, Link(), link) if options.ranks_per_host else link,
             at=None if cut is None else list(cut.predicted.at),
             memory_limit=memory_limit(options),
-            checkpointing=options.checkpointing,
-            hoist=options.hoist,
             on_step=on_step,
             feed=LiveText(sys.stderr) if options.live else None,
-            watch=options.watch,
             autocast=autocast,
             clip=None if options.clip is None else float(options.clip),
-            zero=options.zero,
-            sequence_parallel=options.sequence_parallel,
             save=saving,
             resume=start,
+            **{name: getattr(options, name) for name in PASSED_ON},
         )
     compare = uncut is not None and result.first
     return result, _difference(options, result, uncut, batches, start) if compare else None, cut

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from pipelab.cli.checkpointing import recomputed_figures, recomputed_rows
 from pipelab.cli.cut import Cut
 from pipelab.trace import BUBBLES
+from pipelab.units import mebibytes, percent
 
 if TYPE_CHECKING:
     from pipelab.collectives import Traffic
@@ -57,8 +58,6 @@ def _version_figures(versions: "Versions") -> dict[str, Any]:
 
 def summary(result: "Run", difference: float | None, cut: Cut | None) -> list[tuple[str, str]]:
     """What a person wants to read, as (what, figure) with the unit and the clock."""
-    from pipelab.units import percent
-
     bubbles, mesh = result.bubbles(), result.mesh
     rows = [("loss", f"{result.losses[0]:.3f} in the first step, {result.losses[-1]:.3f} in the last")]
     rows.append(("step", f"{1e3 * result.step_seconds:.1f} ms ({result.clock_label}, median)"))
@@ -67,10 +66,9 @@ def summary(result: "Run", difference: float | None, cut: Cut | None) -> list[tu
         rows.append((f"bubble {kind}", ", ".join(shown) + (" (median over the steps)" if kind == "step" else "")))
     if bubbles["formula"] is None:
         rows.append(("formula", "these values lie outside its domain"))
-    peaks = " ".join(f"{peak / 2**20:.2f}" for peak in result.memory.peaks)
-    rows.append(("peak activations", f"{peaks} MiB by rank"))
-    totals = " ".join(f"{total / 2**20:.2f}" for total in result.memory.totals)
-    rows.append(("peak, all causes", f"{totals} MiB by rank, with parameters, gradients, optimizer and messages"))
+    rows.append(("peak activations", f"{mebibytes(result.memory.peaks)} MiB by rank"))
+    totals = f"{mebibytes(result.memory.totals)} MiB by rank"
+    rows.append(("peak, all causes", f"{totals}, with parameters, gradients, optimizer and messages"))
     rows += recomputed_rows(result)
     for axis in ("pp", "tp", "dp", "tie"):
         nbytes = [sum(v.nbytes for (on, _), v in result.sent(rank).items() if on == axis) for rank in range(mesh.size)]
@@ -101,13 +99,12 @@ def _norms(result: "Run", kind: str) -> list[float]:
 
 def _version_rows(result: "Run", versions: "Versions") -> list[tuple[str, str]]:
     stale = " ".join(str(max(of_stage)) for of_stage in versions.staleness)
-    held = " ".join(f"{peak / 2**20:.2f}" for peak in versions.peaks)
     times = " ".join(f"{peak / (one or 1):.3g}" for peak, one in zip(versions.peaks, versions.weights, strict=True))
     spent = 1e3 * max(versions.update_seconds) / len(result.losses)
     counted = "virtual time does not count them" if result.clock == "virtual" else "counted in the step"
     return [
         ("staleness", f"{stale} updates at most, by stage"),
-        ("peak weights", f"{held} MiB by rank, {times} times the weights themselves"),
+        ("peak weights", f"{mebibytes(versions.peaks)} MiB by rank, {times} times the weights themselves"),
         ("updates", f"{spent:.1f} ms a step on the busiest rank; {counted}"),
     ]
 

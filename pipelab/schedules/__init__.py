@@ -79,6 +79,19 @@ def build(name: str, ranks: int, microbatches: int, chunks: int | None = None, *
         return GENERATORS[name](ranks, microbatches, **options)
 
 
+def build_like(schedule: Schedule, name: str, **offered: Any) -> Schedule:
+    """The named schedule in the shape of another: its ranks and micro-batches, its chunks where the name takes any.
+
+    Of the options `offered` it is given those that it takes. Raises ValueError for an unknown name.
+
+    >>> build_like(build("looped-bfs", ranks=2, microbatches=4, chunks=3), "interleaved")
+    <Schedule interleaved: 2 ranks, 6 stages, 4 micro-batches>
+    """
+    options = {option: value for option, value in offered.items() if option in options_of(name)}
+    chunks = max(schedule.stages // schedule.ranks, 1) if chunks_of(name) == "any" else None
+    return build(name, schedule.ranks, schedule.microbatches, chunks, **options)
+
+
 def chunks_of(name: str) -> int | str:
     """How many stages a rank holds: 1, 2, or "any" where the number is an option.
 

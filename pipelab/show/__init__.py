@@ -1,6 +1,6 @@
 """How can a step be seen? As text, as a figure, as a page. Plotly is loaded when a figure or a page is made.
 
-Read in this order: `text`, `table`, `palette`, `raster`; then `chart`, `timeline`, `bars`, `memory`, `holdings`, `svg`,
+Read in this order: `text`, `table`, `palette`, `raster`; then `chart`, `timeline`, `bars`, `memory`, `holdings`,
 `waiting`, `overlay`; then `idle`, `bubble`, `frontier`, `balance`, `microbatch`, `curves`, `losses`, `continued`,
 `mesh`, `traffic`; then `strokes`, `axis`, `forms` and `plain`, which draw where no script runs; then `perfetto` and
 `report`.

@@ -5,6 +5,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from pipelab.show.palette import hatched
 from pipelab.show.table import columns
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def balance_chart(
     >>> figure.layout.title.text
     'good makes the step 20.0 % shorter than even (virtual time)'
     """
-    from pipelab.show.chart import chart, hatched
+    from pipelab.show.chart import chart
 
     height = min(170 + 26 * len(cuts) * (1 + max(rank_of)), 1200)
     figure = chart(_finding(steps, clock), _text(work, cuts, rank_of, steps), height=height, barmode="stack")

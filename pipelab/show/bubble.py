@@ -7,8 +7,8 @@ from pipelab.action import parts
 from pipelab.costs import Costs
 from pipelab.formulas import formula
 from pipelab.schedule import Schedule
-from pipelab.schedules import build
-from pipelab.show.palette import MARKERS, RANK_COLOURS, RANK_DASHES
+from pipelab.schedules import build, chunks_of
+from pipelab.show.palette import MARKERS, line_look
 from pipelab.show.table import columns
 from pipelab.simulate import simulate
 from pipelab.trace import BUBBLES, Number, Trace
@@ -46,11 +46,10 @@ def bubble_chart(
             f" got {list(names)}, {list(microbatches)} and {kind!r}"
         )
     counts = sorted({*microbatches, *map(_microbatches, measured)})
-    drawn = [
-        series
-        for turn, name in enumerate(names)
-        for series in _series(turn, {m: _build(name, ranks, m, chunks) for m in counts}, kind, measured)
-    ]
+    drawn: list[Series] = []
+    for turn, name in enumerate(names):
+        wanted = chunks if chunks_of(name) == "any" else None
+        drawn += _series(turn, {m: build(name, ranks, m, wanted) for m in counts}, kind, measured)
     title = _finding(drawn, ranks, kind, counts)
     lines = [[words, *(percent(of[m]) if m in of else "-" for m in counts)] for words, of, _ in drawn]
     figure = chart(title, columns([["M", *counts], *lines]), height=470)
@@ -65,19 +64,12 @@ def bubble_chart(
     return figure
 
 
-def _build(name: str, ranks: int, microbatches: int, chunks: int) -> Schedule:
-    try:
-        return build(name, ranks, microbatches, chunks)
-    except ValueError:  # it takes one stage a rank, or as many as it needs
-        return build(name, ranks, microbatches)
-
-
 def _series(turn: int, schedules: Mapping[int, Schedule], kind: str, measured: Sequence[Trace]) -> Iterator[Series]:
     """Those of one schedule that have any point; lines of later ones are thinner, so that none hides another."""
     first = next(iter(schedules.values()))
     name, shape = first.name, {"P": first.ranks, "V": first.stages // first.ranks}
-    colour, mark = RANK_COLOURS[turn % len(RANK_COLOURS)], MARKERS[turn % len(MARKERS)]
-    line = {"color": colour, "dash": RANK_DASHES[turn % len(RANK_DASHES)], "width": max(5 - 1.5 * turn, 2)}
+    line = {**line_look(turn), "width": max(5 - 1.5 * turn, 2)}
+    colour, mark = line["color"], MARKERS[turn % len(MARKERS)]
     open_mark = {"symbol": f"{mark}-open", "size": max(18 - 6 * turn, 6), "color": colour, "line": {"width": 2}}
     by_formula = {}
     for m in range(min(schedules), max(schedules) + 1):

@@ -6,14 +6,13 @@ one, and plain text. Nothing of it is fetched from a network.
 
 import textwrap
 from base64 import b64encode
-from collections.abc import Callable
 from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
 import plotly.io as pio
 
-from pipelab.show.palette import EDGE, GRID, INK, PAPER
+from pipelab.show.palette import GRID, INK, PAPER
 from pipelab.show.plain import chart_svg
 from pipelab.show.report import FETCHED
 
@@ -27,8 +26,6 @@ class Chart(go.Figure):
     <chart: a is longer than b>
     """
 
-    _still: Callable[[], str | None] | None = None  # draws the picture as SVG, where `chart_svg` would do it worse
-
     @property
     def text(self) -> str:
         """The text twin: what the picture shows, for a terminal, a screen reader or a viewer without pictures."""
@@ -37,7 +34,7 @@ class Chart(go.Figure):
     @property
     def svg(self) -> str | None:
         """The still picture, unless this chart has too many marks."""
-        return chart_svg(self) if self._still is None else self._still()
+        return chart_svg(self)
 
     def __repr__(self) -> str:
         return f"<chart: {str(self.layout.title.text).replace('<br>', ' ')}>"
@@ -77,15 +74,10 @@ def chart(title: str, text: str, *, height: int, alt: str | None = None, **layou
 
     Colours are explicit, so that it is legible in a dark notebook and in print; the legend lies on top.
     """
-    made = Chart()
+    made, lines = Chart(), "<br>".join(textwrap.wrap(title, WIDTH))
     made.update_layout(
         template="plotly_white",
-        title={
-            "text": "<br>".join(textwrap.wrap(title, WIDTH)),
-            "font": {"size": 20, "color": INK},
-            "x": 0,
-            "xref": "paper",
-        },
+        title={"text": lines, "font": {"size": 20, "color": INK}, "x": 0, "xref": "paper"},
         height=height,
         margin={"l": 84, "r": 30, "t": 96, "b": 56},
         paper_bgcolor=PAPER,
@@ -106,13 +98,3 @@ def style_axes(figure: Chart) -> None:
     words = {"gridcolor": GRID, "zeroline": False, "title_font_size": 13}
     figure.update_xaxes(title_standoff=8, ticklabelstandoff=3, **words)
     figure.update_yaxes(ticklabelstandoff=6, **words)
-
-
-def hatched(colour: str, hatch: str) -> dict[str, Any]:
-    """The marker of bars that are told apart in grey, too.
-
-    >>> hatched("#56B4E9", "/")["pattern"]["shape"]
-    '/'
-    """
-    pattern = {"shape": hatch, "fgcolor": EDGE, "fgopacity": 0.4, "size": 7, "solidity": 0.17}
-    return {"color": colour, "line": {"color": EDGE, "width": 0.7}, "pattern": pattern}

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipelab.show.palette import RANK_COLOURS, RANK_DASHES
+from pipelab.show.palette import line_look
 from pipelab.show.table import columns
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ def curves_chart(title: str, curves: Mapping[str, Iterable[tuple[Any, ...]]], *,
         raise ValueError("there is no point to draw; give at least one curve, as in {'1f1b': [(0, 33), (1, 47)]}")
     figure = chart(title, _text(drawn, x, y), height=440)
     for turn, (name, points) in enumerate(drawn.items()):
-        colour, dash = RANK_COLOURS[turn % len(RANK_COLOURS)], RANK_DASHES[turn % len(RANK_DASHES)]
+        line = line_look(turn)
         named = any(len(point) > 2 for point in points)
         figure.add_scatter(
             x=[float(point[0]) for point in points], y=[float(point[1]) for point in points], name=name,
             mode="markers+text" if named else "lines+markers",
             text=[point[2] for point in points] if named else None, textposition="top center",
-            line={"color": colour, "dash": dash}, marker={"color": colour, "size": 9 if named else 6},
+            line=line, marker={"color": line["color"], "size": 9 if named else 6},
             hovertemplate="%{text} %{y:.4g} at %{x:.4g}<extra></extra>" if named else None,
         )  # fmt: skip
     figure.update_layout(showlegend=len(drawn) > 1)

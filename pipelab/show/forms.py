@@ -7,8 +7,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 from pipelab.show.axis import Axis, values_of
-
-Points = list[tuple[float, float]]
+from pipelab.show.strokes import DASHES, HATCHES, SYMBOLS, Points
 
 
 class Box(NamedTuple):
@@ -25,6 +24,25 @@ class Curve(NamedTuple):
     points: Points
     below: list[float]
     words: list[str]
+
+
+def is_known(trace: Any) -> bool:
+    """Whether all of this trace would be drawn as it is meant."""
+    if trace.type == "bar":
+        return trace.marker.pattern.shape in (None, "", *HATCHES) and isinstance(trace.marker.color, str | None)
+    if (
+        trace.type != "scatter"
+        or trace.fill is not None
+        or not all(isinstance(size, int | float | None) for size in (trace.marker.size, trace.marker.line.width))
+    ):
+        return False
+    symbol, line, colours = trace.marker.symbol, trace.line, each(trace.marker.color, 1)
+    return (
+        (symbol is None or (isinstance(symbol, str) and symbol.removesuffix("-open") in SYMBOLS))
+        and line.shape in (None, "linear", "hv", "spline")
+        and line.dash in (None, "solid", *DASHES)
+        and all(isinstance(colour, str | None) for colour in colours)
+    )
 
 
 def forms_of(traces: Iterable[Any], axes: Mapping[str, Axis], mode: str | None) -> list[list[Box] | Curve]:

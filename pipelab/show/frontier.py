@@ -7,7 +7,7 @@ from pipelab.show.memory import largest_unit
 from pipelab.show.palette import INK, RANK_COLOURS
 from pipelab.show.table import columns
 from pipelab.trace import Number, number
-from pipelab.units import CLOCK_NAMES, Unit, digits, listed, unit_for
+from pipelab.units import CLOCK_NAMES, Unit, digits, listed, time_label, unit_for
 
 if TYPE_CHECKING:
     from pipelab.show.chart import Chart
@@ -69,7 +69,7 @@ def frontier_chart(
             )  # fmt: skip
     figure.update_layout(showlegend=True)
     figure.update_xaxes(title_text=f"most memory of any rank ({space})", rangemode="tozero")
-    figure.update_yaxes(title_text=f"step, {CLOCK_NAMES[clock]} ({unit.name or 'in the unit of the costs'})")
+    figure.update_yaxes(title_text=f"step, {time_label([clock], unit)}")
     return figure
 
 

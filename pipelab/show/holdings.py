@@ -1,5 +1,6 @@
 """Who holds what, and when? Stacked areas over time, one panel a rank, one column a run, one area a cause."""
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -117,13 +118,8 @@ def _areas(
 
 def _at(curve: Curve, times: Sequence[Any]) -> list[int]:
     """What is held from each of these times on."""
-    held, found, place = 0, [], 0
-    for time in times:
-        while place < len(curve) and curve[place][0] <= time:
-            held = int(curve[place][1])
-            place += 1
-        found.append(held)
-    return found
+    changes, held = [time for time, _ in curve], [0, *(int(amount) for _, amount in curve)]
+    return [held[bisect_right(changes, time)] for time in times]
 
 
 def _finding(runs: "Mapping[str, Run]", size: int, name: str) -> str:

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING
 
 from pipelab.explain import CAUSES, Explanation
 from pipelab.show.palette import CAUSES as LOOKS
+from pipelab.show.palette import hatched
 from pipelab.show.table import columns
 from pipelab.trace import plain
-from pipelab.units import CLOCK_NAMES, finding, time_unit
+from pipelab.units import finding, time_label, time_unit
 
 if TYPE_CHECKING:
     from pipelab.show.chart import Chart
@@ -20,7 +21,7 @@ def idle_chart(explanation: Explanation, title: str | None = None) -> "Chart":
     >>> [bar.name for bar in figure.data], figure.layout.title.text
     (['warm-up', 'cool-down', 'dependency'], '1f1b: 27.3 % of the step is idle')
     """
-    from pipelab.show.chart import chart, hatched
+    from pipelab.show.chart import chart
 
     trace = explanation.trace
     unit = time_unit([trace])
@@ -32,16 +33,12 @@ def idle_chart(explanation: Explanation, title: str | None = None) -> "Chart":
         if max(times) <= 0:
             continue
         figure.add_bar(
-            orientation="h",
-            y=[f"rank {rank}" for rank in range(trace.ranks)],
-            x=times,
-            name=cause,
+            orientation="h", y=[f"rank {rank}" for rank in range(trace.ranks)], x=times, name=cause,
             marker=hatched(LOOKS[cause].colour, LOOKS[cause].hatch),
             hovertemplate=f"%{{y}}: %{{x:.4g}} {unit.name} {cause}<br>{CAUSES[cause]}<extra></extra>",
-        )
+        )  # fmt: skip
     figure.update_layout(showlegend=True)
-    clock = CLOCK_NAMES[trace.clock]
-    figure.update_xaxes(title_text=f"idle, {clock} ({unit.name or 'in the unit of the costs'})")
+    figure.update_xaxes(title_text=f"idle, {time_label([trace.clock], unit)}")
     figure.update_yaxes(autorange="reversed", fixedrange=True)
     return figure
 

@@ -8,7 +8,7 @@ from typing import TextIO
 from pipelab.feed import Ended, Event, StepEnded
 from pipelab.live import Live
 from pipelab.show.text import NARROWEST, rank_lines
-from pipelab.units import CLOCK_NAMES, bubbles_text, origin, time_unit
+from pipelab.units import CLOCK_NAMES, bubbles_text, mebibytes, origin, time_unit
 
 EVERY = 0.1
 """Seconds between two pictures."""
@@ -82,11 +82,10 @@ def run_lines(live: Live) -> list[str]:
     trace = live.trace
     if trace is None:
         return []
-    held = " ".join(f"{peak / 2**20:.2f}" for peak in live.peaks)
     tokens = f"{live.tokens_per_second:,.0f} tokens/s" if live.tokens_per_second else "no work"
     makespan = time_unit([trace]).text(trace.makespan)
     return [
         f"loss {live.losses[-1]:.3f}, {makespan}, {tokens} ({CLOCK_NAMES[trace.clock]})",
         f"bubbles: {bubbles_text(trace)}",
-        f"peak activations {held} MiB by rank",
+        f"peak activations {mebibytes(live.peaks)} MiB by rank",
     ]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from pipelab.show.palette import RANK_COLOURS, RANK_DASHES
+from pipelab.show.palette import line_look
 from pipelab.show.table import columns
 from pipelab.units import listed
 
@@ -36,10 +36,9 @@ def loss_chart(losses: Mapping[str, Sequence[float]], title: str | None = None) 
     title = title or _finding(losses)
     figure = chart(title, columns([["step", *losses], *lines]), height=420)
     for turn, (name, run) in enumerate(losses.items()):
-        look = {"color": RANK_COLOURS[turn % len(RANK_COLOURS)], "dash": RANK_DASHES[turn % len(RANK_DASHES)]}
         figure.add_scatter(
             x=list(range(1, 1 + len(run))), y=run, name=name, mode="lines",
-            line={**look, "width": max(6 - 2 * turn, 2)},
+            line={**line_look(turn), "width": max(6 - 2 * turn, 2)},
             hovertemplate=f"{name}: %{{y:.4f}} in step %{{x}}<extra></extra>",
         )  # fmt: skip
     figure.update_layout(showlegend=True)

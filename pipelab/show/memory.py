@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from pipelab.show.palette import LIGHT, RANK_COLOURS, RANK_DASHES
+from pipelab.show.palette import LIGHT, line_look
 from pipelab.show.table import columns
 from pipelab.trace import Number, Trace, in_flight, number, plain
-from pipelab.units import CLOCK_NAMES, Unit, digits, origin, time_unit
+from pipelab.units import Unit, digits, origin, time_label, time_unit
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -40,22 +40,26 @@ def in_flight_curve(trace: Trace, rank: int) -> list[tuple[Number, Number]]:
     return [(time, plain(Fraction(held, chunks))) for time, held in curve]
 
 
-def memory_panel(trace: Trace, memory: Sequence[Curve] | None, unit: Unit) -> tuple[list["go.Scatter"], str]:
-    """One step line a rank (8 ranks at most, from the first to the last) and the title of their axis.
+def curves_of(trace: Trace, memory: Sequence[Curve] | None) -> Sequence[Curve]:
+    """What each rank holds: `memory`, a curve a rank, or without it the micro-batches in flight.
 
-    `memory` holds one curve of (time, bytes) a rank; without it the micro-batches in flight are drawn. Raises
-    ValueError when there is not one curve a rank.
+    Raises ValueError when there is not one curve a rank.
     """
     if memory is not None and len(memory) != trace.ranks:
         raise ValueError(f"memory needs one curve a rank, {trace.ranks} in all: got {len(memory)}")
-    size, name = 1, "micro-batches"
-    if memory is not None:
-        size, name = largest_unit(memory)
+    return [in_flight_curve(trace, rank) for rank in range(trace.ranks)] if memory is None else memory
+
+
+def memory_panel(trace: Trace, memory: Sequence[Curve] | None, unit: Unit) -> tuple[list["go.Scatter"], str]:
+    """One step line a rank (8 ranks at most, from the first to the last) and the title of their axis.
+
+    `memory` is as `curves_of` takes it.
+    """
+    curves, (size, name) = curves_of(trace, memory), _unit_of(memory)
     shown = _spread(trace.ranks)
     lines = []
     for turn, rank in enumerate(shown):
-        curve = in_flight_curve(trace, rank) if memory is None else memory[rank]
-        points = [(unit.of(time - origin(trace)), number(amount) / size) for time, amount in curve]
+        points = [(unit.of(time - origin(trace)), number(amount) / size) for time, amount in curves[rank]]
         if points and points[0][0] > 0:
             points.insert(0, (0, 0))  # what is measured begins with the first byte
         points.append((unit.of(trace.makespan), points[-1][1] if points else 0))
@@ -84,13 +88,12 @@ def memory_chart(
 
     unit = time_unit([trace])
     lines, what = memory_panel(trace, memory, unit)
-    curves = memory or [in_flight_curve(trace, rank) for rank in range(trace.ranks)]
-    size, name = (1, "micro-batches") if memory is None else largest_unit(memory)
-    tops = [max(curve, key=lambda point: point[1], default=(origin(trace), 0)) for curve in curves]
+    size, name = _unit_of(memory)
+    tops = [max(curve, key=lambda point: point[1], default=(origin(trace), 0)) for curve in curves_of(trace, memory)]
     peaks = [digits(number(amount) / size) for _, amount in tops]
     times = [unit.text(time - origin(trace)) for time, _ in tops]
     title = title or _finding(trace, [amount for _, amount in tops], peaks, name)
-    clock = f"{CLOCK_NAMES[trace.clock]} ({unit.name or 'in the unit of the costs'})"
+    clock = time_label([trace.clock], unit)
     table = columns(
         [["rank", f"peak ({name})", "first reached at"], *zip(range(trace.ranks), peaks, times, strict=True)]
     )
@@ -123,6 +126,10 @@ def largest_unit(memory: Sequence[Curve]) -> tuple[int, str]:
     return next(((size, name) for size, name in _BYTES if largest >= size), _BYTES[-1])
 
 
+def _unit_of(memory: Sequence[Curve] | None) -> tuple[int, str]:
+    return (1, "micro-batches") if memory is None else largest_unit(memory)
+
+
 def _spread(ranks: int) -> list[int]:
     """At most 8 ranks, evenly spread from the first to the last."""
     if ranks <= MOST_CURVES:
@@ -135,17 +142,8 @@ def _line(rank: int, turn: int, points: Iterable[tuple[float, float]], name: str
 
     times, amounts = zip(*points, strict=True)
     return go.Scatter(
-        x=times,
-        y=amounts,
-        mode="lines",
-        name=f"rank {rank}",
-        legend="legend2",
-        line={
-            "shape": "hv",
-            "width": width,
-            "color": RANK_COLOURS[turn % len(RANK_COLOURS)],
-            "dash": RANK_DASHES[turn % len(RANK_DASHES)],
-        },
+        x=times, y=amounts, mode="lines", name=f"rank {rank}", legend="legend2",
+        line={"shape": "hv", "width": width, **line_look(turn)},
         customdata=[digits(amount) for amount in amounts],
         hovertemplate=f"rank {rank}: %{{customdata}} {name} from %{{x:.4g}}<extra></extra>",
-    )
+    )  # fmt: skip

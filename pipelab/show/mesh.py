@@ -92,10 +92,7 @@ def _about(mesh: Mesh, rank: int) -> str:
 def _finding(mesh: Mesh) -> str:
     """The shape, and how far apart the numbers of those who talk to each other are."""
     steps = {"tp": 1, "pp": mesh.tp, "dp": mesh.pp * mesh.tp}
-    said = [f"{step} {'apart ' * (not turn)}along {axis}" for turn, (axis, step) in enumerate(_used(mesh, steps))]
+    used = [(axis, step) for axis, step in steps.items() if getattr(mesh, axis) > 1]
+    said = [f"{step} {'apart ' * (not turn)}along {axis}" for turn, (axis, step) in enumerate(used)]
     shape = f"{mesh.size} rank{'s' * (mesh.size != 1)} = dp {mesh.dp} x pp {mesh.pp} x tp {mesh.tp}"
     return f"{shape}: {'partners are ' + ', '.join(said) if said else 'nobody talks to anybody'}"
-
-
-def _used(mesh: Mesh, steps: dict[str, int]) -> list[tuple[str, int]]:
-    return [(axis, step) for axis, step in steps.items() if getattr(mesh, axis) > 1]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import ceil, floor, log2
 from typing import TYPE_CHECKING
 
-from pipelab.show.palette import RANK_COLOURS, RANK_DASHES
+from pipelab.show.palette import line_look
 from pipelab.show.table import columns
 from pipelab.units import CLOCK_NAMES
 
@@ -29,13 +29,13 @@ def microbatch_chart(sweeps: Sequence["Sweep"], title: str | None = None) -> "Ch
         raise ValueError("there is no sweep to draw; give one, with the steps by number of micro-batches")
     figure = chart(title or _finding(sweeps), _text(sweeps), height=460, margin_t=70)
     figure.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1, "yanchor": "top"})
-    for place, sweep in enumerate(sweeps):
-        colour = RANK_COLOURS[place % len(RANK_COLOURS)]
+    for turn, sweep in enumerate(sweeps):
+        line, by_rule = line_look(turn), [sweep.rule] if sweep.rule == 4 * sweep.ranks else []
         for name, points, look in (
-            ("predicted", sweep.predicted, {"mode": "lines", "line": {"dash": RANK_DASHES[place % len(RANK_DASHES)]}}),
+            ("predicted", sweep.predicted, {"mode": "lines", "line": line}),
             ("measured", sweep.measured, {"mode": "markers", "marker": {"size": 9}}),
-            ("best predicted", _at(sweep, sweep.best), {"mode": "markers", "marker": _sign("star-open", 19)}),
-            ("M = 4P", _at(sweep, sweep.rule) if sweep.rule == 4 * sweep.ranks else {}, _rule()),
+            ("best predicted", _at(sweep, [sweep.best]), _sign("star-open", 19)),
+            ("M = 4P", _at(sweep, by_rule), _sign("x-open", 14)),
         ):
             if points:
                 counts = sorted(points)
@@ -43,7 +43,7 @@ def microbatch_chart(sweeps: Sequence["Sweep"], title: str | None = None) -> "Ch
                     x=counts, y=[1e3 * points[count] for count in counts], name=f"P = {sweep.ranks}, {name}", **look,
                     hovertemplate=f"P = {sweep.ranks}, {name}: %{{y:.4g}} ms with M = %{{x}}<extra></extra>",
                 )  # fmt: skip
-                figure.data[-1].update(line_color=colour, marker_color=colour)
+                figure.data[-1].update(line_color=line["color"], marker_color=line["color"])
     counts = sorted({count for sweep in sweeps for count in sweep.predicted})
     figure.update_xaxes(title_text="micro-batches a step, M (same batch)", type="log", tickvals=counts)
     clocks = " and ".join(sorted({CLOCK_NAMES[sweep.clock] for sweep in sweeps}))
@@ -71,16 +71,12 @@ def _text(sweeps: Sequence["Sweep"]) -> str:
     return columns([["M", *(f"{name} (ms)" for name, _ in made)], *lines])
 
 
-def _at(sweep: "Sweep", count: int) -> dict[int, float]:
-    return {count: sweep.predicted[count]}
+def _at(sweep: "Sweep", counts: Sequence[int]) -> dict[int, float]:
+    return {count: sweep.predicted[count] for count in counts}
 
 
 def _sign(symbol: str, size: int) -> dict[str, object]:
-    return {"symbol": symbol, "size": size, "line": {"width": 2.5}}
-
-
-def _rule() -> dict[str, object]:
-    return {"mode": "markers", "marker": _sign("x-open", 14)}
+    return {"mode": "markers", "marker": {"symbol": symbol, "size": size, "line": {"width": 2.5}}}
 
 
 def _finding(sweeps: Sequence["Sweep"]) -> str:

@@ -1,17 +1,17 @@
 """Where do two traces of one schedule differ, and what is the gap made of? Both on one axis, by action and by term."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipelab.action import Action, Element, parts
+from pipelab.action import parts
 from pipelab.explain import TERMS, Explanation
-from pipelab.show.bars import THICKNESS, Axis, timeline_traces
-from pipelab.show.palette import CAUSES, CHANGES, INK
+from pipelab.show.bars import INSIDE, THICKNESS, bars_of, timeline_traces
+from pipelab.show.palette import CAUSES, CHANGES, hatched
 from pipelab.show.text import timeline_text
-from pipelab.show.timeline import axis_title, height_of, rank_axis, style
+from pipelab.show.timeline import height_of, panels, rank_axis, style, time_axis
 from pipelab.trace import Number, Span, Trace, plain
-from pipelab.units import CLOCK_NAMES, Unit, bubbles_text, origin, pipelines, time_unit
+from pipelab.units import Unit, figures_text, origin, pipelines, time_unit
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -72,20 +72,16 @@ def changes(trace: Trace, against: Trace) -> list[Span]:
     for span, pause in _with_pauses(trace):
         if (here[span.rank], span.action) not in known:
             continue
-        (stage, _, microbatch), *_ = parts(span.action)
         about = parts(span.action)[0]
         length, before = known[here[span.rank], span.action]
         more, idle = span.end - span.start - length, pause - before
         if idle > WORTH_SHOWING * max(length, before):
-            found.append(_change(span, Action(stage, IDLE_LONGER, microbatch), span.start - idle, span.start, about))
+            named = about._replace(kind=IDLE_LONGER)
+            found.append(Span(span.rank, "compute", named, span.start - idle, span.start, about))
         if max(more, -more) > WORTH_SHOWING * length:
-            kind = LONGER if more > 0 else SHORTER
-            found.append(_change(span, Action(stage, kind, microbatch), span.start, span.end, about))
+            named = about._replace(kind=LONGER if more > 0 else SHORTER)
+            found.append(Span(span.rank, "compute", named, span.start, span.end, about))
     return found
-
-
-def _change(span: Span, named: Element, start: Number, end: Number, about: Action) -> Span:
-    return Span(span.rank, "compute", named, start, end, about)
 
 
 def _with_pauses(trace: Trace) -> list[tuple[Span, Number]]:
@@ -135,34 +131,26 @@ def overlay(explanation: Explanation) -> "Chart":
     >>> overlay(explain(other, against=one)).layout.title.text
     'here is 16 longer than there: communication 16'
     """
-    from plotly.subplots import make_subplots
-
-    from pipelab.show.chart import chart
-
     against, trace = both_of(explanation)
     unit, names = time_unit([against, trace]), names_of(against, trace)
     most = 560 // 3
     heights = [height_of(against, most), height_of(trace, most), height_of(trace, most), BARS]
-    total = sum(heights) + 3 * GAP
-    captions = [f"<b>{name}</b>, {_caption(each, unit)}" for name, each in zip(names, (against, trace), strict=True)]
+    captions = [
+        f"<b>{name}</b>, {figures_text(each, unit)}" for name, each in zip(names, (against, trace), strict=True)
+    ]
     captions += [f"<b>what differs</b>, {names[1]} beside {names[0]}", "<b>what both are made of</b>"]
     title = gap_text(explanation)
-    figure = make_subplots(
-        figure=chart(title, overlay_text(explanation), height=total, alt=f"{title}. {explanation}"),
-        rows=4, cols=1, shared_xaxes=True, row_heights=heights, vertical_spacing=GAP / total, subplot_titles=captions
-    )  # fmt: skip
-    figure.update_annotations(x=0, xanchor="left", font={"size": 13, "color": INK})
-    axis, legend = Axis(unit, max(against.makespan, trace.makespan)), set[str]()
+    figure = panels(title, overlay_text(explanation), f"{title}. {explanation}", heights, GAP, captions)
+    length = max(against.makespan, trace.makespan)
     for row, each in enumerate((against, trace), start=1):
-        figure.add_traces(timeline_traces(each, axis, legend), rows=row, cols=1)
-    figure.add_traces(_change_bars(changes(trace, against), trace, unit), rows=3, cols=1)
-    figure.add_traces(_term_bars(terms_of_both(explanation), names, unit), rows=4, cols=1)
+        figure.add_traces(timeline_traces(each, unit, length), rows=row, cols=1)
+    figure.add_traces(list(_change_bars(changes(trace, against), trace, unit)), rows=3, cols=1)
+    figure.add_traces(list(_term_bars(terms_of_both(explanation), names, unit)), rows=4, cols=1)
     style(figure)
     for row in (1, 2, 3):
         rank_axis(figure, trace.ranks, row)
     figure.update_yaxes(autorange="reversed", fixedrange=True, showgrid=False, row=4, col=1)
-    figure.update_xaxes(range=[0, unit.of(axis.length) or 1])
-    figure.update_xaxes(title_text=axis_title([against, trace], unit), row=4, col=1)
+    time_axis(figure, [against, trace], length, 4)
     return figure
 
 
@@ -177,72 +165,29 @@ def gap_text(explanation: Explanation) -> str:
     return f"{here} is {much} {there}" + (f": {', '.join(worth)}" if worth else "")
 
 
-def _caption(trace: Trace, unit: Unit) -> str:
-    return f"{CLOCK_NAMES[trace.clock]}: makespan {unit.text(trace.makespan)}; bubbles: {bubbles_text(trace)}"
-
-
-def _change_bars(found: list[Span], trace: Trace, unit: Unit) -> list["go.Bar"]:
-    import plotly.graph_objects as go
-
-    from pipelab.show.chart import hatched
-
-    first, bars = origin(trace), []
+def _change_bars(found: list[Span], trace: Trace, unit: Unit) -> Iterator["go.Bar"]:
     for kind, seen in CHANGES.items():
-        spans = [span for span in found if parts(span.action)[0].kind == kind]
-        if not spans:
-            continue
-        lengths = [unit.of(span.end - span.start) for span in spans]
-        bars.append(
-            go.Bar(
-                orientation="h",
-                y=[span.rank for span in spans],
-                x=lengths,
-                base=[unit.of(span.start - first) for span in spans],
-                width=THICKNESS,
-                text=[f"{span.waiting_for.kind}{span.waiting_for.microbatch}" for span in spans]  # type: ignore[union-attr]
-                if len(found) < MOST_LETTERS
-                else None,
-                textposition="inside",
-                insidetextanchor="middle",
-                textangle=0,
-                insidetextfont={"color": INK},
-                customdata=[[str(span.waiting_for), unit.text(span.end - span.start)] for span in spans],
+        spans = [(span, span.waiting_for) for span in found if parts(span.action)[0].kind == kind if span.waiting_for]
+        if spans:
+            letters = [f"{about.kind}{about.microbatch}" for _, about in spans]
+            yield bars_of(
+                ((span.rank, span.start, span.end) for span, _ in spans), unit, origin(trace), width=THICKNESS,
+                text=letters if len(found) < MOST_LETTERS else None,
+                customdata=[[str(about), unit.text(span.end - span.start)] for span, about in spans],
                 hovertemplate=f"%{{customdata[0]}}: {seen.words} (%{{customdata[1]}})<extra></extra>",
-                marker=hatched(seen.colour, seen.hatch),
-                name=f"{kind} {seen.words}",
-                legendrank=2000,
-                showlegend=True,
-            )
-        )
-    return bars
+                marker=hatched(seen.colour, seen.hatch), name=f"{kind} {seen.words}", legendrank=2000, showlegend=True,
+                **INSIDE,
+            )  # fmt: skip
 
 
-def _term_bars(both: tuple[list[Term], list[Term]], names: tuple[str, str], unit: Unit) -> list["go.Bar"]:
-    import plotly.graph_objects as go
-
-    from pipelab.show.chart import hatched
-
-    bars = []
+def _term_bars(both: tuple[list[Term], list[Term]], names: tuple[str, str], unit: Unit) -> Iterator["go.Bar"]:
     for name in TERMS:
         rows = [(row, term) for row, terms in zip(names, both, strict=True) for term in terms if term.name == name]
         if rows:
-            bars.append(
-                go.Bar(
-                    orientation="h",
-                    y=[row for row, _ in rows],
-                    x=[unit.of(term.end - term.start) for _, term in rows],
-                    base=[unit.of(term.start) for _, term in rows],
-                    customdata=[unit.text(term.end - term.start) for _, term in rows],
-                    text=[name] * len(rows),
-                    textposition="inside",
-                    insidetextanchor="middle",
-                    textangle=0,
-                    insidetextfont={"color": INK},
-                    hovertemplate=f"%{{y}}: {name} %{{customdata}}<br>{TERMS[name]}<extra></extra>",
-                    marker=hatched(CAUSES[name].colour, CAUSES[name].hatch),
-                    name=name,
-                    legendrank=2500,
-                    showlegend=True,
-                )
-            )
-    return bars
+            yield bars_of(
+                ((row, term.start, term.end) for row, term in rows), unit, text=[name] * len(rows),
+                customdata=[unit.text(term.end - term.start) for _, term in rows],
+                hovertemplate=f"%{{y}}: {name} %{{customdata}}<br>{TERMS[name]}<extra></extra>",
+                marker=hatched(CAUSES[name].colour, CAUSES[name].hatch), name=name, legendrank=2500, showlegend=True,
+                **INSIDE,
+            )  # fmt: skip

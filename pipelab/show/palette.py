@@ -5,7 +5,7 @@ The colours are Okabe and Ito's, chosen for colour-blind readers too; dark text 
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipelab.action import B, F, I, W
 
@@ -77,6 +77,15 @@ BARS = (("#56B4E9", ""), ("#E69F00", "/"), ("#F0E442", "\\"), ("#CC79A7", "x"), 
 """Colour and hatch of the parts of a bar, where they are no kinds of work."""
 
 
+def line_look(turn: int) -> dict[str, str]:
+    """Colour and dash of one of several lines: both differ from those of the lines before.
+
+    >>> line_look(1)
+    {'color': '#D55E00', 'dash': 'dash'}
+    """
+    return {"color": RANK_COLOURS[turn % len(RANK_COLOURS)], "dash": RANK_DASHES[turn % len(RANK_DASHES)]}
+
+
 class Ground(NamedTuple):
     """The colours around the bars: text, edges of bars, grid, idle time, paper, a limit, and a line for each rank."""
 
@@ -109,6 +118,16 @@ def order(kind: str) -> tuple[int, str]:
     ['F', 'W', 'idle']
     """
     return (list(LOOKS).index(kind) if kind in LOOKS else len(LOOKS)), kind
+
+
+def hatched(colour: str, hatch: str, ink: str = EDGE) -> dict[str, Any]:
+    """Plotly's marker of bars that are told apart in grey, too.
+
+    >>> hatched("#56B4E9", "/")["pattern"]["shape"]
+    '/'
+    """
+    pattern = {"shape": hatch, "fgcolor": ink, "fgopacity": 0.4, "size": 7, "solidity": 0.17}
+    return {"color": colour, "line": {"color": EDGE, "width": 0.7}, "pattern": pattern}
 
 
 def lighter(colour: str, share: float = 0.5) -> str:

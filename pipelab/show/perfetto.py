@@ -11,7 +11,7 @@ from typing import Any
 
 from pipelab.action import RECV_B, RECV_F, RECV_T, Action, B, F, I, parts
 from pipelab.lower import peer
-from pipelab.show.memory import Curve, in_flight_curve
+from pipelab.show.memory import Curve, curves_of
 from pipelab.trace import LANES, Number, Span, Trace, number
 from pipelab.units import CLOCK_NAMES
 
@@ -76,15 +76,8 @@ def _names(trace: Trace, tracks: Tracks) -> Iterator[Event]:
 def _slice(span: Span, tracks: Tracks) -> Event:
     process, thread, _ = tracks[span]
     start, end = _nanoseconds(span.start), _nanoseconds(span.end)
-    place = {"cat": span.lane, "pid": process, "tid": thread}
-    return {
-        "ph": "X",
-        "name": str(span.action),
-        **place,
-        "ts": start / 1000,
-        "dur": (end - start) / 1000,
-        "args": _about(span),
-    }
+    place = {"cat": span.lane, "pid": process, "tid": thread, "ts": start / 1000, "dur": (end - start) / 1000}
+    return {"ph": "X", "name": str(span.action), **place, "args": _about(span)}
 
 
 def _about(span: Span) -> Event:
@@ -124,11 +117,9 @@ def _arrows(trace: Trace, tracks: Tracks) -> dict[Span, list[Event]]:
 
 def _counters(trace: Trace, memory: Sequence[Curve] | None) -> Iterator[Event]:
     """The bytes of activations that each rank holds, or its micro-batches in flight, whenever they change."""
-    if memory is not None and len(memory) != trace.ranks:
-        raise ValueError(f"memory needs one curve a rank, {trace.ranks} in all: got {len(memory)}")
     name, unit = ("in flight", "micro-batches") if memory is None else ("activation memory", "bytes")
-    for rank in range(trace.ranks):
-        for time, amount in in_flight_curve(trace, rank) if memory is None else memory[rank]:
+    for rank, curve in enumerate(curves_of(trace, memory)):
+        for time, amount in curve:
             when = {"pid": 1 + rank, "tid": 1 + rank, "ts": _nanoseconds(time) / 1000}
             yield {"ph": "C", "name": name, **when, "args": {unit: number(amount)}}
 

@@ -12,15 +12,14 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from pipelab.show.axis import Axis, axes_of, values_of
-from pipelab.show.forms import Curve, each, forms_of, mode_of
+from pipelab.show.forms import Curve, each, forms_of, is_known, mode_of
 from pipelab.show.palette import GRID, INK, PAPER
-from pipelab.show.strokes import DASHES, LINE, SYMBOLS, Points, arrow, mark, path, stairs, stroke, tile, width, words
-from pipelab.show.svg import HATCHES
+from pipelab.show.strokes import LINE, Points, arrow, mark, path, stairs, stroke, tile, width, words
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-MOST_MARKS = 4000
+MOST_MARKS = 6000
 """With more the picture would be larger than the rest of a notebook; the text remains."""
 
 WIDTH, ROOM, SIGN = 1000, 14, 30  # pixels
@@ -35,7 +34,7 @@ def chart_svg(figure: "go.Figure") -> str | None:
     '<svg '
     """
     traces = [trace for trace in figure.data if trace.visible in (None, True)]
-    if not traces or not all(map(_is_known, traces)):
+    if not traces or not all(map(is_known, traces)):
         return None
     if sum(len(values_of(trace.y if trace.x is None else trace.x)) for trace in traces) > MOST_MARKS:
         return None
@@ -45,25 +44,6 @@ def chart_svg(figure: "go.Figure") -> str | None:
     if axes is None or not places <= {*axes, "paper"}:
         return None
     return _Picture(figure.layout, traces, axes).svg()
-
-
-def _is_known(trace: Any) -> bool:
-    """Whether all of this trace would be drawn as it is meant."""
-    if trace.type == "bar":
-        return trace.marker.pattern.shape in (None, "", *HATCHES) and isinstance(trace.marker.color, str | None)
-    if (
-        trace.type != "scatter"
-        or trace.fill is not None
-        or not all(isinstance(size, int | float | None) for size in (trace.marker.size, trace.marker.line.width))
-    ):
-        return False
-    symbol, line, colours = trace.marker.symbol, trace.line, each(trace.marker.color, 1)
-    return (
-        (symbol is None or (isinstance(symbol, str) and symbol.removesuffix("-open") in SYMBOLS))
-        and line.shape in (None, "linear", "hv", "spline")
-        and line.dash in (None, "solid", *DASHES)
-        and all(isinstance(colour, str | None) for colour in colours)
-    )
 
 
 def _colour(trace: Any) -> str | None:
@@ -79,6 +59,8 @@ class _Picture:
         self.layout, self.traces, self.axes = layout, traces, axes
         self.forms = forms_of(traces, axes, layout.barmode)
         self.title = wrap(sub("<br>|</?b>", " ", layout.title.text or ""), TITLE)
+        self.subtitle = layout.title.subtitle.text or ""
+        self.head = HEAD * len(self.title) + (LINE if self.subtitle else 0)
         self.tiles: dict[str, str] = {}
         way = layout.colorway or layout.template.layout.colorway or (INK,)
         self.colours = [_colour(trace) or way[turn % len(way)] for turn, trace in enumerate(traces)]
@@ -95,8 +77,9 @@ class _Picture:
         asked = self.layout.showlegend or any(self.traces[turn].showlegend for turn in named)
         if self.layout.showlegend is False or (len(named) < 2 and not asked):
             return
-        x, y = float(ROOM), float(ROOM + HEAD * len(self.title) + 12)
-        for turn in sorted(named, key=lambda turn: self.traces[turn].legendrank or 1000):
+        x, y = float(ROOM), float(ROOM + self.head + 12)
+        places = {turn: (trace.legend or "legend", trace.legendrank or 1000) for turn, trace in enumerate(self.traces)}
+        for turn in sorted(named, key=lambda turn: places[turn]):
             wide = SIGN + 24 + width(self.traces[turn].name)
             if x > ROOM and x + wide > WIDTH:
                 x, y = float(ROOM), y + 21
@@ -106,7 +89,7 @@ class _Picture:
     def _lay(self) -> None:
         """Room for title and legend above, and for the words of the upright axes on the left."""
         margin, height = self.layout.margin, self.layout.height or 450
-        head = self.legend[-1][1] if self.legend else float(HEAD * len(self.title))
+        head = self.legend[-1][1] if self.legend else float(self.head)
         self.top = head + 26 + 14 * any(note.yref == "paper" and note.y > 0.99 for note in self.layout.annotations)
         self.bottom = self.top + height - (100 if margin.t is None else margin.t) - (margin.b or 80)
         self.left, self.right = 40.0, WIDTH - min(max(margin.r or 0, 30), 60)
@@ -124,6 +107,7 @@ class _Picture:
         """The whole of it."""
         layout = self.layout
         drawn = [words(ROOM, ROOM + 14 + HEAD * turn, line, size=18) for turn, line in enumerate(self.title)]
+        drawn += [words(ROOM, ROOM + self.head - 6, self.subtitle)] if self.subtitle else []
         drawn += [self._shape(shape) for shape in layout.shapes if shape.layer == "below"]
         drawn += [part for name in self.axes for part in self._axis(name)]
         drawn += [part for turn in range(len(self.traces)) for part in self._trace(turn)]

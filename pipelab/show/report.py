@@ -88,7 +88,7 @@ def write_report(
 
 
 def report_html(title: str, *sections: str) -> str:
-    """A whole HTML page from sections: `table_section`, `figure_section`, `text_section` or your own HTML.
+    """A whole HTML page from sections: `table_section`, `figure_section` or your own HTML.
 
     The page holds all it needs, plotly.js once if there is a figure, and forbids the browser to fetch more.
 
@@ -126,29 +126,14 @@ def table_section(heading: str, rows: Iterable[tuple[str, str]]) -> str:
 def figure_section(heading: str, figure: "Chart", name: str) -> str:
     """A chart under the fixed id `name`, and below it the same as text; without scripts its still picture."""
     drawn = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        include_mathjax=False,
-        div_id=name,
+        full_html=False, include_plotlyjs=False, include_mathjax=False, div_id=name,
         config={"displaylogo": False, "responsive": True},
-    )
+    )  # fmt: skip
     words = f"{figure.layout.meta['alt']} The text below shows the same."
     drawn += "" if figure.svg is None else f"\n<noscript>{figure.svg}</noscript>"
-    text = _preformatted(f"{heading}, as text", figure.text)
+    label = escape(f"{heading}, as text")
+    text = f'<pre tabindex="0" aria-label="{label}">{escape(figure.text)}</pre>'
     return _section(heading, f'<figure role="img" aria-label="{escape(words)}">\n{drawn}\n</figure>\n{text}')
-
-
-def text_section(heading: str, text: str) -> str:
-    """Text in columns, such as a text timeline.
-
-    >>> "<pre" in text_section("As text", "rank 0  F0B0")
-    True
-    """
-    return _section(heading, _preformatted(heading, text))
-
-
-def _preformatted(label: str, text: str) -> str:
-    return f'<pre tabindex="0" aria-label="{escape(label)}">{escape(text)}</pre>'
 
 
 def _section(heading: str, content: str) -> str:

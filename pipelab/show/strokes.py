@@ -7,7 +7,6 @@ from re import sub
 from types import MappingProxyType
 
 from pipelab.show.palette import EDGE, INK
-from pipelab.show.svg import HATCHES
 
 Point = tuple[float, float]
 Points = list[Point]
@@ -32,6 +31,18 @@ SYMBOLS: Mapping[str, tuple[int, ...]] = MappingProxyType(
     }
 )
 """The corners of a mark in twentieths of its size; a circle has none."""
+
+HATCHES: Mapping[str, str] = MappingProxyType(
+    {
+        "/": '<path d="M0 6 6 0"/>',
+        "\\": '<path d="M0 0 6 6"/>',
+        "x": '<path d="M0 0 6 6M0 6 6 0"/>',
+        "-": '<path d="M0 3H6"/>',
+        "|": '<path d="M3 0V6"/>',
+        ".": '<circle cx="3" cy="3" r="0.8"/>',
+    }
+)
+"""The hatches of the palette, in plotly's words, as tiles of 6 pixels."""
 
 
 def words(

@@ -66,12 +66,13 @@ def _rank_lines(trace: Trace, columns: int, first: Number, length: Number) -> tu
     def position(time: Number) -> Number:
         return (time - first) * columns / length if length else 0
 
-    letter, roomy, margin = _letters(trace), _roomy(trace, position), _margin(trace)
-    draw = _bars if roomy else _columns_of_letters
-    lines = [
-        f"{f'rank {rank}':<{margin}}" + "".join(draw(row, columns, position, letter))
-        for rank, row in enumerate(trace.compute)
-    ]
+    letter, roomy, lines = _letters(trace), _roomy(trace, position), []
+    for rank, row in enumerate(trace.compute):
+        if roomy:
+            cells = _bars(row, columns, position, letter)
+        else:
+            cells = majority(stretches(row, position, letter), columns, IDLE)
+        lines.append(f"rank {rank}".ljust(_margin(trace)) + "".join(cells))
     return lines, roomy
 
 
@@ -108,11 +109,6 @@ def _bars(row: Sequence[Span], columns: int, position: Position, letter: Letter)
         if fits:
             cells[start:end] = fits[0].ljust(end - start, _fill(span.action))
     return cells
-
-
-def _columns_of_letters(row: Sequence[Span], columns: int, position: Position, letter: Letter) -> list[str]:
-    """A line in which every column shows the kind that fills most of it."""
-    return majority(stretches(row, position, letter), columns, IDLE)
 
 
 def _labels(element: Element, letter: Letter) -> list[str]:

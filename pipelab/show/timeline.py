@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipelab.action import parts
-from pipelab.show.bars import Axis, timeline_traces
+from pipelab.show.bars import timeline_traces
 from pipelab.show.memory import Curve, amounts, memory_panel
 from pipelab.show.palette import INK
-from pipelab.show.svg import steps_svg
 from pipelab.show.text import timeline_text
-from pipelab.trace import Trace
-from pipelab.units import CLOCK_NAMES, Unit, figures_text, finding, listed, time_unit
+from pipelab.trace import Number, Trace
+from pipelab.units import Unit, figures_text, finding, listed, time_label, time_unit
 
 if TYPE_CHECKING:
     from pipelab.show.chart import Chart
@@ -35,30 +34,16 @@ def timeline(trace: Trace, memory: Sequence[Curve] | None = None, title: str | N
     >>> figure.layout.title.text
     '1f1b: 27.3 % of the step is idle'
     """
-    from plotly.subplots import make_subplots
-
-    from pipelab.show.chart import chart
-
     unit = time_unit([trace])
     lines, what = memory_panel(trace, memory, unit)
-    rows = height_of(trace)
-    title, figures = title or finding(trace), figures_text(trace, unit)
-    figure = make_subplots(
-        figure=chart(title, timeline_text(trace), height=rows + GAP + MEMORY, alt=f"{title}. {figures}."),
-        rows=2,
-        cols=1,
-        shared_xaxes=True,
-        row_heights=[rows, MEMORY],
-        vertical_spacing=GAP / (rows + GAP + MEMORY),
-    )
-    figure.add_traces(timeline_traces(trace, Axis(unit, trace.makespan), set()), rows=1, cols=1)
+    title, figures, rows = title or finding(trace), figures_text(trace, unit), height_of(trace)
+    figure = panels(title, timeline_text(trace), f"{title}. {figures}.", [rows, MEMORY], GAP)
+    figure.add_traces(timeline_traces(trace, unit, trace.makespan), rows=1, cols=1)
     figure.add_traces(lines, rows=2, cols=1)
     style(figure, figures)
     rank_axis(figure, trace.ranks, 1)
     figure.update_yaxes(**amounts(lines, what), fixedrange=True, row=2, col=1)
-    figure.update_xaxes(range=[0, unit.of(trace.duration) or 1])  # the last sums of gradients come after all work
-    figure.update_xaxes(title_text=axis_title([trace], unit), row=2, col=1)
-    figure._still = lambda: steps_svg([trace], [figures], title, unit)
+    time_axis(figure, [trace], trace.duration, 2)  # the last sums of gradients come after all work
     figure.update_layout(legend2={"x": 1.01, "xanchor": "left", "y": MEMORY / (rows + GAP + MEMORY), "yanchor": "top"})
     return figure
 
@@ -74,10 +59,6 @@ def compare(traces: Sequence[Trace], titles: Sequence[str] | None = None) -> "Ch
     >>> compare(steps).layout.title.text
     'shortest step: zb-h1 (27), longest: 1f1b (33)'
     """
-    from plotly.subplots import make_subplots
-
-    from pipelab.show.chart import chart
-
     if not traces:
         raise ValueError("compare needs at least one trace; make one with simulate(schedule, costs)")
     names = list(titles) if titles is not None else [trace.schedule for trace in traces]
@@ -85,30 +66,36 @@ def compare(traces: Sequence[Trace], titles: Sequence[str] | None = None) -> "Ch
         raise ValueError(f"compare needs one title a trace, {len(traces)} in all: got {len(names)}")
     unit = time_unit(traces)
     figures = [figures_text(trace, unit) for trace in traces]
-    heights = [height_of(trace, most=900 // len(traces)) for trace in traces]
-    gap = 40
-    total = sum(heights) + gap * (len(traces) - 1)
     title = _comparison(traces, names, unit)
     captions = [f"{name}, {words}" for name, words in zip(names, figures, strict=True)]
     text = "\n\n".join(f"{name}\n{timeline_text(trace)}" for name, trace in zip(names, traces, strict=True))
-    figure = make_subplots(
-        figure=chart(title, f"\n{text}", height=total, alt=f"{title}. {'. '.join(captions)}."),
-        rows=len(traces),
-        cols=1,
-        shared_xaxes=True,
-        row_heights=heights,
-        vertical_spacing=gap / total,
-        subplot_titles=[f"<b>{name}</b>, {words}" for name, words in zip(names, figures, strict=True)],
-    )
-    figure.update_annotations(x=0, xanchor="left", font={"size": 13, "color": INK})
-    axis, legend = Axis(unit, max(trace.makespan for trace in traces)), set[str]()
+    figure = panels(
+        title, f"\n{text}", f"{title}. {'. '.join(captions)}.",
+        [height_of(trace, most=900 // len(traces)) for trace in traces], 40,
+        [f"<b>{name}</b>, {words}" for name, words in zip(names, figures, strict=True)],
+    )  # fmt: skip
+    length = max(trace.makespan for trace in traces)
     for row, trace in enumerate(traces, start=1):
-        figure.add_traces(timeline_traces(trace, axis, legend), rows=row, cols=1)
+        figure.add_traces(timeline_traces(trace, unit, length), rows=row, cols=1)
         rank_axis(figure, trace.ranks, row)
     style(figure)
-    figure._still = lambda: steps_svg(traces, captions, title, unit)
-    figure.update_xaxes(range=[0, unit.of(max(trace.duration for trace in traces)) or 1])
-    figure.update_xaxes(title_text=axis_title(traces, unit), row=len(traces), col=1)
+    time_axis(figure, traces, max(trace.duration for trace in traces), len(traces))
+    return figure
+
+
+def panels(
+    title: str, text: str, alt: str, heights: Sequence[int], gap: int, captions: Sequence[str] | None = None
+) -> "Chart":
+    """An empty chart of panels below one another, with room for a caption each, on one time axis."""
+    from pipelab.show.chart import chart
+
+    total = sum(heights) + gap * (len(heights) - 1)
+    figure = chart(title, text, height=total, alt=alt)
+    figure.set_subplots(
+        rows=len(heights), cols=1, shared_xaxes=True, row_heights=list(heights), vertical_spacing=gap / total,
+        subplot_titles=captions,
+    )  # fmt: skip
+    figure.update_annotations(x=0, xanchor="left", font={"size": 13, "color": INK})
     return figure
 
 
@@ -120,12 +107,17 @@ def height_of(trace: Trace, most: int = 640) -> int:
 
 
 def style(figure: "Chart", subtitle: str = "") -> None:
-    """Room for a title and, on top, a legend of as many lines as it needs."""
+    """Room for a title and, on top, a legend that names each kind once, of as many lines as it needs."""
     from pipelab.show.chart import style_axes
 
     heading: dict[str, Any] = {"y": 1, "yref": "container", "yanchor": "top", "pad": {"t": 16}}
     if subtitle:
         heading["subtitle"] = {"text": subtitle, "font": {"size": 13, "color": INK}}
+    named = set[str]()
+    for drawn in figure.data:
+        if drawn.legendgroup:
+            drawn.showlegend = drawn.legendgroup not in named
+            named.add(drawn.legendgroup)
     entries = sum(drawn.showlegend is True and drawn.legend is None for drawn in figure.data)
     lines = -(-entries // LEGEND_ENTRIES)
     top = TOP + LEGEND_LINE * max(lines - 1, 0) if subtitle else TOP + 14  # without one, two lines have room
@@ -145,19 +137,16 @@ def rank_axis(figure: "Chart", ranks: int, row: int) -> None:
     every = -(-ranks // MOST_NAMED_RANKS)
     named = range(0, ranks, every)
     figure.update_yaxes(
-        range=[ranks - 0.5, -0.5],
-        tickvals=list(named),
-        ticktext=[f"rank {rank}" for rank in named],
-        showgrid=False,
-        fixedrange=True,
-        row=row,
-        col=1,
-    )
+        range=[ranks - 0.5, -0.5], tickvals=list(named), ticktext=[f"rank {rank}" for rank in named], showgrid=False,
+        fixedrange=True, row=row, col=1,
+    )  # fmt: skip
 
 
-def axis_title(traces: Sequence[Trace], unit: Unit) -> str:
-    clocks = dict.fromkeys(CLOCK_NAMES.get(trace.clock, trace.clock) for trace in traces)
-    return f"{' and '.join(clocks)} ({unit.name or 'in the unit of the costs'})"
+def time_axis(figure: "Chart", traces: Sequence[Trace], length: Number, last: int) -> None:
+    """From 0 to `length` in every panel; clock and unit stand below the `last`."""
+    unit = time_unit(traces)
+    figure.update_xaxes(range=[0, unit.of(length) or 1])
+    figure.update_xaxes(title_text=time_label([trace.clock for trace in traces], unit), row=last, col=1)
 
 
 def _comparison(traces: Sequence[Trace], names: Sequence[str], unit: Unit) -> str:

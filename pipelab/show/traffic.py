@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pipelab.show.memory import largest_unit
-from pipelab.show.palette import BARS, INK
+from pipelab.show.palette import BARS, INK, hatched
 from pipelab.show.table import columns
 from pipelab.units import digits, percent
 
@@ -24,7 +24,7 @@ def traffic_chart(
     >>> traffic_chart({("tp", "all_reduce"): Volume(2, 3072), ("pp", "SEND_F"): Volume(1, 1024)})
     <chart: tp moves the most: 3 of 4 KiB that all ranks send in a step, 75.0 %>
     """
-    from pipelab.show.chart import chart, hatched
+    from pipelab.show.chart import chart
 
     axes, kinds = (list(dict.fromkeys(key[place] for key in traffic)) for place in (0, 1))
     sums = {axis: sum(volume.nbytes for (on, _), volume in traffic.items() if on == axis) for axis in axes}
@@ -43,17 +43,11 @@ def traffic_chart(
     for turn, kind in enumerate(kinds):
         amounts = [nbytes / size for nbytes in sent[kind]]
         figure.add_bar(
-            orientation="h",
-            y=axes,
-            x=amounts,
-            name=kind,
-            text=[digits(amount) if amount else "" for amount in amounts],
-            textposition="inside",
-            textangle=0,
-            insidetextfont={"color": INK},
+            orientation="h", y=axes, x=amounts, name=kind, textposition="inside", textangle=0,
+            text=[digits(amount) if amount else "" for amount in amounts], insidetextfont={"color": INK},
             marker=hatched(*BARS[turn % len(BARS)]),
             hovertemplate=f"%{{y}}: %{{x:.4g}} {unit} by {kind}<extra></extra>",
-        )
+        )  # fmt: skip
     figure.update_xaxes(title_text=f"what {what} ({unit}; counted, not timed)")
     figure.update_yaxes(autorange="reversed", fixedrange=True, title_text="axis")
     return figure

@@ -45,19 +45,14 @@ def waiting(schedule: Schedule) -> "Chart":
             _draw(figure, wait, places, RED if wait in circle else GREY, back)
     stuck, caught = {wait.rank for wait in found}, {wait.rank for wait in circle}
     figure.add_scatter(
-        x=[x for x, _ in places.values()],
-        y=[y for _, y in places.values()],
-        mode="markers+text",
-        text=[f"rank {rank}" for rank in ranks],
-        textfont={"size": 11, "color": INK},
-        hovertext=[_status(rank, schedule, found) for rank in ranks],
-        hoverinfo="text",
+        x=[x for x, _ in places.values()], y=[y for _, y in places.values()], mode="markers+text",
+        text=[f"rank {rank}" for rank in ranks], textfont={"size": 11, "color": INK},
+        hovertext=[_status(rank, schedule, found) for rank in ranks], hoverinfo="text",
         marker={
-            "size": NODE,
-            "color": [PAPER if rank in stuck else IDLE for rank in ranks],
+            "size": NODE, "color": [PAPER if rank in stuck else IDLE for rank in ranks],
             "line": {"width": 2, "color": [RED if rank in caught else GREY for rank in ranks]},
         },
-    )
+    )  # fmt: skip
     hidden = {"visible": False, "fixedrange": True}
     figure.update_layout(
         margin={"l": 60, "r": 60, "t": 80, "b": 40},
@@ -88,10 +83,8 @@ def _place(rank: int, ranks: int) -> tuple[float, float]:
 
 
 def _status(rank: int, schedule: Schedule, found: Sequence[Wait]) -> str:
-    for wait in found:
-        if wait.rank == rank:
-            return f"rank {rank} stands at position {wait.position}: {wait}"
-    return f"rank {rank} is done with its {len(schedule.rows[rank])} actions"
+    stands = (f"rank {rank} stands at position {wait.position}: {wait}" for wait in found if wait.rank == rank)
+    return next(stands, f"rank {rank} is done with its {len(schedule.rows[rank])} actions")
 
 
 def _draw(figure: "Chart", wait: Wait, places: Mapping[int, tuple[float, float]], colour: str, back: bool) -> None:

@@ -4,7 +4,7 @@
 notebook, they give the figure of `show.timeline` and the step as text. `watch` gives a listener of the feed, which
 shows a run while it goes on; `overlay` shows two traces on one axis. anywidget is loaded on first use.
 
-Read in this order: `columns` and `timeline.js` (the picture), `overlaid`, `widget`, `watched`, `page`; then
+Read in this order: `columns` and `timeline.js` (the picture), `overlaid`, `widget`, `watched`; then
 `question`, `steps`, `sliders`, `draft`, `build_mode`; then `still` and `prompt`.
 """
 

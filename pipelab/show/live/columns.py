@@ -14,7 +14,7 @@ from pipelab.action import COMPUTE, MESSAGES, B, F, W, parts
 from pipelab.collector import collector_at_rest
 from pipelab.dependencies import GIVES, NEEDS
 from pipelab.lower import CARRIES, RECEIVED_FROM
-from pipelab.show.memory import Curve
+from pipelab.show.memory import Curve, curves_of
 from pipelab.show.palette import CAUSES, CHANGES, DARK, LIGHT, LOOKS, OTHER, RANK_DASHES
 from pipelab.show.palette import LANES as LANE_LOOKS
 from pipelab.trace import LANES, Number, Span, Trace, number
@@ -89,13 +89,10 @@ def trace_block(
     header |= {"title": finding(trace), "figures": figures_text(trace, unit), "length": unit.of(trace.makespan)}
     kinds = (action.kind for row in trace.compute for span in row for action in parts(span.action))
     header["forwardsOnly"] = all(kind == F for kind in kinds)
-    chunks = chunk_of(trace)
-    header["chunk"] = [chunks.get(stage, 0) for stage in range(1 + max(chunks, default=-1))]
+    header["chunk"] = by_stage(chunk_of(trace))
     if any(sides := pipelines(trace)):
         header["sides"] = sides
-    if memory is not None and len(memory) != trace.ranks:
-        raise ValueError(f"memory needs one curve a rank, {trace.ranks} in all: got {len(memory)}")
-    return block_of(header, trace.counted, axis, memory)
+    return block_of(header, trace.counted, axis, None if memory is None else curves_of(trace, memory))
 
 
 def block_of(
@@ -181,6 +178,15 @@ def _block(header: dict[str, Any], columns: Mapping[str, np.ndarray]) -> bytes:
     for column in columns.values():
         pieces += [column.tobytes(), b"\0" * (-column.nbytes % 8)]
     return b"".join(pieces)
+
+
+def by_stage(chunks: Mapping[int, int]) -> list[int]:
+    """The chunk of each stage, from stage 0 on.
+
+    >>> by_stage({2: 1})
+    [0, 0, 1]
+    """
+    return [chunks.get(stage, 0) for stage in range(1 + max(chunks, default=-1))]
 
 
 def limits_of(limit: "Number | Sequence[Number]", ranks: int) -> list[int | float]:

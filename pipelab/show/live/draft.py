@@ -1,5 +1,6 @@
 """How does a schedule grow under one's hands? Action by action; what cannot come next is refused, with the reason."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -10,7 +11,7 @@ from pipelab.costs import Costs
 from pipelab.engine import play
 from pipelab.placement import Placement
 from pipelab.schedule import Schedule
-from pipelab.schedules import GENERATORS, build, chunks_of, options_of
+from pipelab.schedules import GENERATORS, build_like, chunks_of
 from pipelab.score import score
 from pipelab.simulate import arrivals, simulate
 from pipelab.trace import Number, Trace
@@ -85,19 +86,14 @@ class Draft:
             raise ValueError(f"there are {len(lines)} lines for {self.schedule.ranks} ranks; give one line a rank")
         rows = [[Action.parse(word) for word in line] for line in lines]
         grown = Draft(self.schedule.placement, self.schedule.microbatches, self.costs)
-        waiting = [iter(row) for row in rows]
-        heads = [next(row, None) for row in waiting]
-        moved = True
-        while moved:
-            moved = False
-            for rank, head in enumerate(heads):
-                while head is not None and refusal(grown.schedule, rank, head) is None:
-                    grown.place(rank, str(head))
-                    head = heads[rank] = next(waiting[rank], None)
-                    moved = True
-        for rank, head in enumerate(heads):
-            if head is not None:
-                raise ValueError(refusal(grown.schedule, rank, head))
+        left = {rank: deque(row) for rank, row in enumerate(rows) if row}
+        while left:
+            why_not = {rank: refusal(grown.schedule, rank, row[0]) for rank, row in left.items()}
+            rank = next((rank for rank, reason in why_not.items() if reason is None), None)
+            if rank is None:
+                raise ValueError(next(iter(why_not.values())))
+            grown.place(rank, str(left[rank].popleft()))
+            left = {rank: row for rank, row in left.items() if row}
         self.schedule, self.placed = grown.schedule, grown.placed
         return f"read {len(self.placed)} actions"
 
@@ -124,9 +120,7 @@ class Draft:
         made for so many chunks before those for any number."""
         ours = self.schedule
         for name in sorted(GENERATORS, key=lambda name: chunks_of(name) == "any"):
-            chunks = ours.stages // ours.ranks if chunks_of(name) == "any" else None
-            options = {"costs": self.costs} if "costs" in options_of(name) else {}
-            made = build(name, ours.ranks, ours.microbatches, chunks, **options)
+            made = build_like(ours, name, costs=self.costs)
             if made.placement == ours.placement and made.flush and not made.forward_only:
                 yield made
 

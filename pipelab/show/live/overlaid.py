@@ -2,7 +2,7 @@
 
 from pipelab.action import Action
 from pipelab.explain import Explanation
-from pipelab.show.live.columns import TimeAxis, block_of, shape
+from pipelab.show.live.columns import TimeAxis, block_of, by_stage, shape
 from pipelab.show.overlay import Term, both_of, changes, gap_text, names_of, terms_of_both
 from pipelab.trace import Number, Span, Trace
 from pipelab.units import CLOCK_NAMES, chunk_of, origin, time_unit
@@ -31,8 +31,7 @@ def overlay_block(explanation: Explanation) -> bytes:
     header |= {"length": unit.of(max(against.makespan, trace.makespan)), "names": names, "sayings": [there, here]}
     header["clock"] = " and ".join(dict.fromkeys(CLOCK_NAMES[each.clock] for each in (against, trace)))
     header |= {"sides": [THERE, HERE, NEITHER] * trace.ranks + [NEITHER] * 2}
-    chunks = chunk_of(trace) | chunk_of(against)
-    header["chunk"] = [chunks.get(stage, 0) for stage in range(1 + max(chunks, default=-1))]
+    header["chunk"] = by_stage(chunk_of(trace) | chunk_of(against))
     return block_of(header, rows, TimeAxis(unit))
 
 

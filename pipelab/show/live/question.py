@@ -9,9 +9,9 @@ from pipelab.costs import Costs
 from pipelab.formulas import CLOSED_FORMS, formula
 from pipelab.lower import lower
 from pipelab.schedule import Schedule
-from pipelab.schedules import build, chunks_of, options_of
+from pipelab.schedules import build, options_of
 from pipelab.simulate import simulate, simulate_program
-from pipelab.trace import Number, Trace, number
+from pipelab.trace import BUBBLES, Number, Trace, number
 from pipelab.units import digits, percent
 
 
@@ -61,10 +61,9 @@ def answer(question: Question) -> Answer:
     ('limit 3', 'rank 0 is above it', '')
     """
     q = question
-    fixed = chunks_of(q.schedule)
-    chunks = q.chunks if fixed == "any" else int(fixed)
-    options: dict[str, Any] = {"chunks": q.chunks} if fixed == "any" else {}
-    takes = options_of(q.schedule)
+    takes, options = options_of(q.schedule), dict[str, Any]()
+    if "chunks" in takes:
+        options["chunks"] = q.chunks
     if "costs" in takes:
         options["costs"] = Costs.uniform(q.F, q.I, q.W, q.hop)
     if "memory_limit" in takes and q.limit:
@@ -72,7 +71,7 @@ def answer(question: Question) -> Answer:
     schedule = build(q.schedule, q.ranks, q.microbatches, **options)
     costs = _costs(q, schedule)
     trace = simulate_program(lower(schedule), costs) if q.lanes else simulate(schedule, costs)
-    theory, remark = _theory(q, chunks)
+    theory, remark = _theory(q, schedule.stages // schedule.ranks)
     return Answer(schedule, trace, tuple(_rows(q, trace, theory)), remark)
 
 
@@ -94,7 +93,7 @@ def _theory(q: Question, chunks: int) -> tuple[dict[str, str], str]:
         return {}, f"There is no closed form for {q.schedule}: it is found by search."
     case = {"P": q.ranks, "M": q.microbatches, "V": chunks, "F": q.F, "I": q.I, "W": q.W, "hop": q.hop}
     found, remarks = {}, []
-    for quantity, words in {"makespan": _time, **dict.fromkeys(BUBBLES.values(), percent)}.items():
+    for quantity, words in {"makespan": _time, **{f"bubble_{kind}": percent for kind in BUBBLES}}.items():
         try:
             found[quantity] = words(formula(q.schedule, quantity, **case))  # type: ignore[arg-type]
         except ValueError as error:
@@ -107,13 +106,10 @@ def _theory(q: Question, chunks: int) -> tuple[dict[str, str], str]:
     return found, remarks[0] if remarks else ""
 
 
-BUBBLES = {"step": "bubble_step", "span": "bubble_span", "overhead": "bubble_overhead"}
-
-
 def _rows(q: Question, trace: Trace, theory: dict[str, str]) -> Iterator[tuple[str, str, str]]:
     yield "makespan", _time(trace.makespan), theory.get("makespan", "")
-    for kind, quantity in BUBBLES.items():
-        yield f"bubble, {kind}", percent(trace.bubble(kind)), theory.get(quantity, "")
+    for kind in BUBBLES:
+        yield f"bubble, {kind}", percent(trace.bubble(kind)), theory.get(f"bubble_{kind}", "")
     peaks = trace.peak_in_flight
     yield "most in flight, by rank", _listed(peaks), theory.get("peak", "")
     if q.limit:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pipelab.action import Action, parts
 from pipelab.dependencies import GIVES, needs
 from pipelab.trace import Number, Span, Trace
-from pipelab.units import Unit, origin, rank_of, time_unit
+from pipelab.units import origin, rank_of, time_unit
 
 
 class Standing(NamedTuple):
@@ -47,46 +47,41 @@ def standings(trace: Trace, done: int) -> list[Standing]:
     rank 0: blocked: 0B0 needs 1B0, which rank 1 has not begun
     rank 1: ready: 1B0 starts now
     """
-    order = in_order(trace)
+    order, now, home = in_order(trace), moment(trace, done), rank_of(trace)
     ended = {action for span in order[:done] for action in parts(span.action)}
-    now, unit = moment(trace, done), time_unit([trace])
     written = {
         Action(action.stage, GIVES.get(action.kind, action.kind), action.microbatch): (span, action)
         for span in order
         for action in parts(span.action)
     }
     stages = 1 + max((action.stage for _, action in written.values()), default=0)
-    return [_standing(rank, row, ended, now, written, stages, unit, trace) for rank, row in enumerate(trace.compute)]
 
+    def told(time: Number) -> str:
+        return time_unit([trace]).text(time - origin(trace))
 
-def _standing(
-    rank: int,
-    row: tuple[Span, ...],
-    ended: set[Action],
-    now: Number,
-    written: dict[Action, tuple[Span, Action]],
-    stages: int,
-    unit: Unit,
-    trace: Trace,
-) -> Standing:
-    span = next((span for span in row if not ended.issuperset(parts(span.action))), None)
-    if span is None:
-        return Standing(rank, "finished", None, "finished: its row is at its end")
-    first = origin(trace)
-    if span.start < now:
-        when = "ends now" if span.end == now else f"until {unit.text(span.end - first)}"
-        return Standing(rank, "running", span, f"running: {span.action} {when}")
-    home = rank_of(trace)
-    own = set(parts(span.action))
-    for action in parts(span.action):
-        for need in needs(action, stages):
+    def missing(span: Span) -> str | None:
+        """The first need that has not ended, and what its rank does."""
+        own = parts(span.action)
+        for need in (need for action in own for need in needs(action, stages)):
             giver, given = written.get(need, (None, need))
             if given not in ended and given not in own:
-                what = "has not begun" if giver is None or giver.start >= now else "is busy with"
-                which = f"which rank {home.get(given.stage, '?')} {what}"
-                until = "" if what == "has not begun" or giver is None else f" until {unit.text(giver.end - first)}"
-                return Standing(rank, "blocked", span, f"blocked: {span.action} needs {given}, {which}{until}")
-    if span.start > now:
-        when = unit.text(span.start - first)
-        return Standing(rank, "blocked", span, f"blocked: what {span.action} needs is on its way until {when}")
-    return Standing(rank, "ready", span, f"ready: {span.action} starts now")
+                busy = giver is not None and giver.start < now
+                state = f"is busy with until {told(giver.end)}" if giver is not None and busy else "has not begun"
+                return f"{span.action} needs {given}, which rank {home.get(given.stage, '?')} {state}"
+        return None
+
+    def standing(rank: int, row: tuple[Span, ...]) -> Standing:
+        span = next((span for span in row if not ended.issuperset(parts(span.action))), None)
+        if span is None:
+            return Standing(rank, "finished", None, "finished: its row is at its end")
+        if span.start < now:
+            when = "ends now" if span.end == now else f"until {told(span.end)}"
+            return Standing(rank, "running", span, f"running: {span.action} {when}")
+        if why := missing(span):
+            return Standing(rank, "blocked", span, f"blocked: {why}")
+        if span.start > now:
+            why = f"what {span.action} needs is on its way until {told(span.start)}"
+            return Standing(rank, "blocked", span, f"blocked: {why}")
+        return Standing(rank, "ready", span, f"ready: {span.action} starts now")
+
+    return [standing(rank, row) for rank, row in enumerate(trace.compute)]

@@ -1,4 +1,4 @@
-"""How is the live timeline shown without a notebook? As a page that holds all it needs: no kernel, no network."""
+"""The live timeline without a notebook: a page that holds all it needs, for tests in a browser."""
 
 import json
 from base64 import b64encode
@@ -13,7 +13,7 @@ from pipelab.show.memory import Curve
 from pipelab.show.overlay import gap_text, overlay_text
 from pipelab.show.report import NOTHING_IS_FETCHED
 from pipelab.show.text import timeline_text
-from pipelab.trace import Number, Trace
+from pipelab.trace import Trace
 from pipelab.units import finding
 
 START = """
@@ -34,16 +34,8 @@ def overlay_page_html(explanation: Explanation) -> str:
     return _page(gap_text(explanation), overlay_block(explanation), overlay_text(explanation))
 
 
-def page_html(
-    trace: Trace, memory: Sequence[Curve] | None = None, limit: "Number | Sequence[Number] | None" = None
-) -> str:
-    """One step as an HTML page with the interactive timeline; arguments as for `Timeline`. It forbids all fetching.
-
-    >>> from pipelab import Costs, build, simulate
-    >>> page = page_html(simulate(build("1f1b", ranks=2, microbatches=2), Costs.uniform()))
-    >>> "1f1b: 33.3 % of the step is idle" in page, "://" in page
-    (True, False)
-    """
+def page_html(trace: Trace, memory: Sequence[Curve] | None = None, limit=None) -> str:
+    """One step as a page; arguments as for `Timeline`. It forbids all fetching, and keeps its events."""
     return _page(finding(trace), trace_block(trace, memory, limit), timeline_text(trace))
 
 
