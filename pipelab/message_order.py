@@ -14,6 +14,7 @@ from pipelab.action import Action, F, I
 from pipelab.dependencies import T
 from pipelab.lower import CARRIES, RECEIVED_FROM, Program
 from pipelab.schedule import ScheduleError
+from pipelab.wait_for import cycle
 
 RULES = {"gloo": "tag", "nccl": "issue order"}
 """How the libraries between processes match a send with its receive."""
@@ -241,16 +242,12 @@ class _Post:
 
 
 def _lock_up(post: _Post, waiting: Mapping[int, Action]) -> str:
-    """Follow who waits for whom until a rank comes up again: the cycle is from there on."""
-    rank = min(waiting)
-    path: list[int] = []
-    while rank not in path:
-        path.append(rank)
-        key = post.channel_of[waiting[rank]]
-        rank = key.receiver if rank == key.sender else key.sender
+    """Who waits for whom in a circle."""
+    ends = {rank: post.channel_of[send] for rank, send in waiting.items()}
+    graph = {rank: (key.receiver if rank == key.sender else key.sender,) for rank, key in ends.items()}
     links = []
-    for stuck in path[path.index(rank) :]:
-        send, key = waiting[stuck], post.channel_of[waiting[stuck]]
+    for stuck in cycle(graph):
+        send, key = waiting[stuck], ends[stuck]
         if stuck == key.sender:
             links.append(f"rank {stuck} waits at {send} for rank {key.receiver} to receive it")
         else:
