@@ -32,8 +32,8 @@ class Part(NamedTuple):
 class WeightUpdate:
     """The end of one rank's step, for its `layers` by stage, of whose parameters `tied` are shared with other stages.
 
-    `sums` sums over replicas while the row goes on, where there are replicas. `norm` is that of the last step's
-    gradients over the whole model, where there is a limit `clip`.
+    `sums` sums over replicas while the row goes on, where there are replicas; `shares` are those of ZeRO-1. `norm` is
+    that of the last step's gradients over the whole model, where there is a limit `clip`.
     """
 
     def __init__(
@@ -47,8 +47,9 @@ class WeightUpdate:
         own = {stage: [p for p in part.parameters() if id(p) not in self._tied] for stage, part in layers.items()}
         self.sums = self._sums(own, zero)
         alone = [parameter for parameters in own.values() for parameter in parameters]
-        shares = self.sums.shares if isinstance(self.sums, ShardedUpdate) else []
-        self.stepped = [*dict.fromkeys([*(() if shares else alone), *tied.values()]), *(share.own for share in shares)]
+        self.shares = self.sums.shares if isinstance(self.sums, ShardedUpdate) else []
+        whole = [*(() if self.shares else alone), *tied.values()]
+        self.stepped = [*dict.fromkeys(whole), *(share.own for share in self.shares)]
         self.parts = [*self._of_tied(tied), *self._of_sequence_shards(own)]
         self._counted = self._which_count(tied)
         self.optimizer = optimizer(self.stepped) if self.stepped else None
@@ -76,7 +77,7 @@ class WeightUpdate:
             went += self.sums.gather()
         return went
 
-    def _sums(self, own: Mapping[int, list[nn.Parameter]], zero: bool) -> GradientSum | ShardedUpdate | None:
+    def _sums(self, own: Mapping[int, list[nn.Parameter]], zero: bool) -> GradientSum | None:
         if self.place.dp is None:
             return None
         if zero:
@@ -95,20 +96,18 @@ class WeightUpdate:
         """Shards of a sequence have each their part of the gradient of weights that all of them have whole."""
         if self.place.tp is None or not self._partial:
             return
-        if isinstance(self.sums, ShardedUpdate):
-            shares = [share for share in self.sums.shares if id(share.bucket.parameters[0]) in self._partial]
-            yield from (Part(share.bucket._replace(parameters=(share.own,)), self.place.tp) for share in shares)
-            return
+        for share in self.shares:
+            if id(share.bucket.parameters[0]) in self._partial:
+                yield Part(share.bucket._replace(parameters=(share.own,)), self.place.tp)
         for stage, parameters in own.items():
             parts = tuple(parameter for parameter in parameters if id(parameter) in self._partial)
-            if parts:
+            if parts and not self.shares:
                 yield Part(Bucket(stage, 0, parts), self.place.tp)
 
     def _which_count(self, tied: Mapping[int, nn.Parameter]) -> list[nn.Parameter]:
         """Of all copies of a weight one counts in the norm: on the first replica, shard, and rank that has it."""
         first = {axis: axis not in self.place.seats or self.place.seats[axis].index == 0 for axis in ("tp", "dp")}
-        shares = self.sums.shares if isinstance(self.sums, ShardedUpdate) else []
-        share_of = {id(share.own): share.bucket.parameters[0] for share in shares}
+        share_of = {id(share.own): share.bucket.parameters[0] for share in self.shares}
         elsewhere = {
             id(parameter)
             for number, parameter in tied.items()
