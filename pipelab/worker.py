@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipelab.action import MESSAGES, REDUCE, Action, B, Element, F, I, R, U, W, parts
+from pipelab.action import MESSAGES, REDUCE, Action, Element, F, U, parts
 from pipelab.clock import Clock
 from pipelab.collectives import Group, Volume, add_traffic, traffic_of
 from pipelab.costs import Link, Network
@@ -26,14 +26,12 @@ from pipelab.stage import Stage
 from pipelab.trace import Span
 from pipelab.transport import Message, Transport
 from pipelab.weight_versions import Update, UpdatingStage
-from pipelab.zero import ShardedUpdate
 
 
 class _Task(NamedTuple):
     """One action of computing, and what its row tells of it beforehand."""
 
     action: Action
-    compute: Callable[["_Task", Microbatches, Record], Tensor | None]
     need: Action | None
     """The value of another stage that it takes, if any."""
     gives: Action | None
@@ -77,7 +75,7 @@ class Worker:
     def __init__(
         self, rank: int, program: Program, stages: Mapping[int, Stage], *,
         transport: Transport, clock: Clock, meter: ActivationMeter, link: Link | Network, members: Sequence[int],
-        blocking: bool = False, tp: Group | None = None, sums: GradientSum | ShardedUpdate | None = None,
+        blocking: bool = False, tp: Group | None = None, sums: GradientSum | None = None,
     ) -> None:  # fmt: skip
         self.rank = rank
         self.members = members
@@ -97,13 +95,6 @@ class Worker:
         self._values: dict[Action, tuple[Tensor, Action, Held | None]] = {}
         self._counted: dict[tuple[torch.Size, ...], Counted] = {}
         self._sent = {(s.stage, CARRIES[s.kind]) for e in program.rows[rank] for s in parts(e) if s.kind in CARRIES}
-        self._compute: dict[str, Callable[[_Task, Microbatches, Record], Tensor | None]] = {
-            F: self._forward,
-            B: self._backward,
-            I: self._backward_input,
-            W: self._backward_weight,
-            R: self._recompute,
-        }
         self._row = [(step, *self._planned(step)) for step in program.rows[rank]]
         self._parameter_bytes = parameter_bytes({stage: own.layers for stage, own in stages.items()}, sums)
 
@@ -150,7 +141,7 @@ class Worker:
         given = gives(action, schedule.stages, schedule.groups)
         stays = action.kind == F and given[:2] not in self._sent
         need, name = of_others[0] if of_others else None, given if self._is_needed(given) else None
-        return _Task(action, self._compute[action.kind], need, name, stays)
+        return _Task(action, need, name, stays)
 
     def _is_needed(self, given: Action) -> bool:
         """What the last stage makes goes nowhere, but for the tokens of generation into a round still to come."""
@@ -205,7 +196,11 @@ class Worker:
         outputs = []
         for task in tasks:
             self.meter.owner = task.action
-            outputs.append(task.compute(task, batch, record))
+            if task.action.kind == F:
+                outputs.append(self._forward(task, batch, record))
+            else:
+                stage, kind, microbatch = task.action
+                outputs.append(self.stages[stage].act(kind, batch.first + microbatch, self._from_others(task)))
         return outputs
 
     def _count(self) -> Moment:
@@ -309,20 +304,6 @@ class Worker:
             return y
         record.losses[number] = y.item()
         return None
-
-    def _backward(self, task: _Task, batch: Microbatches, record: Record) -> Tensor | None:
-        number = batch.first + task.action.microbatch
-        return self.stages[task.action.stage].backward(number, self._from_others(task))
-
-    def _backward_input(self, task: _Task, batch: Microbatches, record: Record) -> Tensor | None:
-        number = batch.first + task.action.microbatch
-        return self.stages[task.action.stage].backward_input(number, self._from_others(task))
-
-    def _backward_weight(self, task: _Task, batch: Microbatches, record: Record) -> None:
-        self.stages[task.action.stage].backward_weight(batch.first + task.action.microbatch)
-
-    def _recompute(self, task: _Task, batch: Microbatches, record: Record) -> None:
-        self.stages[task.action.stage].recompute(batch.first + task.action.microbatch)
 
     def _watched(self, stage: Stage, record: Record) -> None:
         if (watch := stage.watch) is not None:
