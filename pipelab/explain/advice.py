@@ -18,10 +18,9 @@ from pipelab.explain.replay import Steps
 from pipelab.explain.times import hop_times, own_times
 from pipelab.placement import Placement
 from pipelab.schedule import Schedule
-from pipelab.schedules import SCHEDULES, build, chunks_of
+from pipelab.schedules import SCHEDULES, build, chunks_of, resized
 from pipelab.simulate import simulate
 from pipelab.trace import Number, Trace, plain
-from pipelab.units import rank_of
 from pipelab.validate import complete
 
 MOST_ACTIONS = 20_000
@@ -115,14 +114,7 @@ def rows_of(trace: Trace) -> Schedule:
     True
     """
     rows = tuple(tuple(span.action for span in row if span.action[1] != R) for row in trace.compute)
-    home = rank_of(trace)
-    actions = [action for row in rows for element in row for action in parts(element)]
-    stages, microbatches = (
-        1 + max(numbers) for numbers in zip(*((a.stage, a.microbatch) for a in actions), strict=True)
-    )
-    return Schedule(
-        trace.schedule, Placement(trace.ranks, tuple(home.get(s, 0) for s in range(stages))), microbatches, rows
-    )
+    return Schedule.from_rows(trace.schedule, rows)
 
 
 def read_model(steps: Steps) -> Model:
@@ -178,14 +170,11 @@ def _change(what: str, steady: Trace, trace: Trace, size: int = 1, assumes: str 
 
 def _more_microbatches(steps: Steps, steady: Trace, model: Model) -> Iterator[Change]:
     """The same batch in twice as many micro-batches, where the rows are those of a name."""
-    name, twice = steps.trace.schedule, 2 * model.microbatches
-    if name in SCHEDULES:
-        chunks = len(model.rank_of) // model.ranks if chunks_of(name) == "any" else None
-        if build(name, model.ranks, model.microbatches, chunks).rows == rows_of(steps.trace).rows:
-            schedule = build(name, model.ranks, twice, chunks)
-            trace = simulate(schedule, model.costs(schedule.placement, parts=2))
-            what = f"the same batch in {twice} micro-batches instead of {model.microbatches}"
-            yield _change(what, steady, trace, 2, "half a micro-batch takes half the time")
+    twice = 2 * model.microbatches
+    if (schedule := resized(rows_of(steps.trace), model.ranks, twice)) is not None:
+        trace = simulate(schedule, model.costs(schedule.placement, parts=2))
+        what = f"the same batch in {twice} micro-batches instead of {model.microbatches}"
+        yield _change(what, steady, trace, 2, "half a micro-batch takes half the time")
 
 
 def _other_schedules(steps: Steps, steady: Trace, model: Model) -> Iterator[Change]:

@@ -65,7 +65,7 @@ def build(name: str, ranks: int, microbatches: int, chunks: int | None = None, *
     chunks = None if chunks is None else count("chunks", chunks)
     for option in options:
         if option not in takes:
-            raise ValueError(f"{name} does not take the option {option!r}; it takes {_listed(takes)}")
+            raise ValueError(f"{name} does not take the option {option!r}; it takes {', '.join(takes) or 'none'}")
     fixed = chunks_of(name)
     if isinstance(fixed, str):
         options["chunks"] = fixed = chunks or 1
@@ -77,6 +77,19 @@ def build(name: str, ranks: int, microbatches: int, chunks: int | None = None, *
     refuse_too_many(ranks * fixed, microbatches, kinds_of(name))
     with collector_at_rest():
         return GENERATORS[name](ranks, microbatches, **options)
+
+
+def resized(schedule: Schedule, ranks: int, microbatches: int) -> Schedule | None:
+    """The same schedule for another shape; None for rows that are not those of its name.
+
+    >>> resized(build("interleaved", 2, 4, chunks=2), ranks=2, microbatches=2) == build("interleaved", 2, 2, chunks=2)
+    True
+    """
+    name = schedule.name
+    chunks = schedule.stages // schedule.ranks if name in GENERATORS and chunks_of(name) == "any" else None
+    if name not in GENERATORS or build(name, schedule.ranks, schedule.microbatches, chunks) != schedule:
+        return None
+    return build(name, ranks, microbatches, chunks)
 
 
 def chunks_of(name: str) -> int | str:
@@ -109,7 +122,3 @@ def options_of(name: str) -> tuple[str, ...]:
         hint = f"did you mean {close[0]}? the names are" if close else "the names are"
         raise ValueError(f"there is no schedule {name!r}; {hint} {', '.join(GENERATORS)}")
     return tuple(inspect.signature(GENERATORS[name]).parameters)[2:]
-
-
-def _listed(takes: tuple[str, ...]) -> str:
-    return ", ".join(takes) if takes else "none"
