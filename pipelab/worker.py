@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipelab.action import MESSAGES, REDUCE, Action, Element, F, U, parts
+from pipelab.action import REDUCE, Action, Element, F, U, parts
 from pipelab.clock import Clock
 from pipelab.collectives import Group, Volume, add_traffic, traffic_of
 from pipelab.costs import Link, Network
 from pipelab.data_parallel import GradientSum
-from pipelab.dependencies import T, gives, needs
+from pipelab.dependencies import T, gives, taken
 from pipelab.flight_recorder import FlightRecorder
 from pipelab.holdings import Counted, Moment
-from pipelab.lower import CARRIES, RECEIVED_FROM, Program
+from pipelab.lower import CARRIES, Program
 from pipelab.memory import ActivationMeter, Held
 from pipelab.microbatches import Microbatches
 from pipelab.record import Record, parameter_bytes
@@ -121,13 +121,12 @@ class Worker:
 
     def _planned(self, step: Element) -> tuple[Callable[[Any, _Progress], None], Any]:
         """Which method executes a step of the row, and what it is given: all that can be looked up beforehand."""
-        if isinstance(step, Action) and step.kind in MESSAGES:
+        if isinstance(step, Action) and (send := self.program.send_of(step)) is not None:
             peer = self.program.peer(step)
-            send = peer if step.kind in RECEIVED_FROM else step
             value = Action(send.stage, CARRIES[send.kind], send.microbatch)
             other = self._global_rank_of(peer)
             message = _Message(step, peer, other, value, self.link.among((self.global_rank, other)))
-            return (self._receive if send is peer else self._send), message
+            return (self._send if send == step else self._receive), message
         if isinstance(step, Action) and step.kind == U:
             return self._update, step
         if isinstance(step, Action) and step.kind == REDUCE:
@@ -136,12 +135,10 @@ class Worker:
 
     def _task(self, action: Action) -> _Task:
         schedule = self.program.schedule
-        needed = needs(action, schedule.stages, schedule.groups)
-        of_others = [need for need in needed if need.stage != action.stage or need.kind == T]  # one; none at an end
         given = gives(action, schedule.stages, schedule.groups)
         stays = action.kind == F and given[:2] not in self._sent
-        need, name = of_others[0] if of_others else None, given if self._is_needed(given) else None
-        return _Task(action, need, name, stays)
+        need = taken(action, schedule.stages, schedule.groups)
+        return _Task(action, need, given if self._is_needed(given) else None, stays)
 
     def _is_needed(self, given: Action) -> bool:
         """What the last stage makes goes nowhere, but for the tokens of generation into a round still to come."""
@@ -168,9 +165,9 @@ class Worker:
     def _work(self, plan: tuple[Element, list[_Task]], now: _Progress) -> None:
         """Compute; notes the span, and what is held meanwhile and afterwards."""
         element, tasks = plan
-        batch, record = now.batch, now.record
+        record = now.record
         self.recorder.queueing(element)
-        outputs, start, end = self.clock.run(lambda: self._perform_all(element, tasks, batch, record))
+        outputs, start, end = self.clock.run(lambda: self._perform_all(element, tasks, now))
         for task, output in zip(tasks, outputs, strict=True):
             if output is not None and task.gives is not None:
                 self._values[task.gives] = output, task.action, self.meter.hold(output) if task.stays else None
@@ -186,9 +183,7 @@ class Worker:
             self._note_meetings(self.tp, element, record)
         now.waited = None
 
-    def _perform_all(
-        self, element: Element, tasks: list[_Task], batch: Microbatches, record: Record
-    ) -> list[Tensor | None]:
+    def _perform_all(self, element: Element, tasks: list[_Task], now: _Progress) -> list[Tensor | None]:
         """Once it is this rank's turn."""
         self.recorder.running(element)
         if self.tp is not None:
@@ -197,10 +192,10 @@ class Worker:
         for task in tasks:
             self.meter.owner = task.action
             if task.action.kind == F:
-                outputs.append(self._forward(task, batch, record))
+                outputs.append(self._forward(task, now.batch, now.record))
             else:
                 stage, kind, microbatch = task.action
-                outputs.append(self.stages[stage].act(kind, batch.first + microbatch, self._from_others(task)))
+                outputs.append(self.stages[stage].act(kind, now.batch.first + microbatch, self._from_others(task)))
         return outputs
 
     def _count(self) -> Moment:
