@@ -61,16 +61,6 @@ class Steps:
         )
         return cls(trace, spans, before, needed, _order(spans, before, needed))
 
-    @property
-    def begin(self) -> Number:
-        """When the step begins."""
-        return min(row[0].start for row in self.trace.compute if row)
-
-    @property
-    def end(self) -> Number:
-        """When the step ends."""
-        return max(row[-1].end for row in self.trace.compute if row)
-
     def replay(self, times: Sequence[Number], hops: Mapping[Value, Number]) -> Trace:
         """The trace of the same rows when span i lasts `times[i]` and each message takes `hops[value]` (else 0).
 
