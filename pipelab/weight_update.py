@@ -137,11 +137,9 @@ class WeightUpdate:
             device = self.stepped[0].device if self.stepped else total.device
             total = everybody.finish(everybody.start(ALL_REDUCE, total.view(1).to(device)))[0]
             meetings = everybody.taken()
-        self.norm = total.sqrt().item()
-        scale = min(1.0, most / (self.norm + 1e-6))
-        for parameter in self.stepped:
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
+        total = total.sqrt()
+        nn.utils.clip_grads_with_norm_(self.stepped, most, total)
+        self.norm = total.item()
         return meetings
 
 

@@ -155,20 +155,10 @@ class UpdatingStage(Stage):
         self.versions.use(microbatch)
         return super().forward(microbatch, x, step, target, total)
 
-    def recompute(self, microbatch: int) -> None:
-        """R, with the weights of the micro-batch's own forward."""
+    def act(self, kind: str, microbatch: int, gradient: Tensor | None) -> Tensor | None:
+        """What comes after F, with the weights of the micro-batch's own forward."""
         self.versions.use(microbatch)
-        super().recompute(microbatch)
-
-    def backward_input(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
-        """I, with the weights of the micro-batch's own forward."""
-        self.versions.use(microbatch)
-        return super().backward_input(microbatch, gradient)
-
-    def backward_weight(self, microbatch: int) -> None:
-        """W, for the weights of the micro-batch's own forward."""
-        self.versions.use(microbatch)
-        super().backward_weight(microbatch)
+        return super().act(kind, microbatch, gradient)
 
     @torch.no_grad()
     def update(self, microbatch: int) -> tuple[int, int]:
