@@ -199,7 +199,11 @@ class Schedule:
 
     @classmethod
     def from_rows(cls, name: str, rows: tuple[tuple[Element, ...], ...]) -> "Schedule":
-        """These rows, their shape and placement read off them. Raises ScheduleError for a number far too large."""
+        """These rows, their shape and placement read off them. Raises ScheduleError for a number far too large.
+
+        >>> Schedule.from_rows("mine", ((Action(0, "F", 0), Action(1, "F", 0)),)).placement.rank_of
+        (0, 0)
+        """
         actions = [(rank, action) for rank, row in enumerate(rows) for element in row for action in parts(element)]
         stages = 1 + max(action.stage for _, action in actions)
         microbatches = 1 + max(action.microbatch for _, action in actions)
