@@ -68,7 +68,6 @@ class FakeStage:
     ) -> None:  # fmt: skip
         owned = [*layers.parameters(), *layers.buffers()]
         self.parameters = list(layers.parameters())
-        self.tile = tile
         self.storages = LiveStorages(owned, tile)
         self.meter = ActivationMeter(owned, identity=lambda storage: storage._cdata)
         self.checkpointing = None if checkpointing is None else checkpointing(self.meter)
