@@ -103,24 +103,16 @@ def profile(
     inputs, targets = inputs.to(device), targets.to(device)
     layers = cut(copy.deepcopy(model).to(device), len(model))  # refuses what no stage can start with
     with undisturbed(), collector_at_rest():
-        whole = _Layers(layers, loss, device, split=False).measure(inputs, targets, repeats)
-        split = _Layers(layers, loss, device, split=True).measure(inputs, targets, repeats)
+        whole, held, _, outputs = _Layers(layers, loss, device, split=False).measure(inputs, targets, repeats)
+        split, _, waiting, _ = _Layers(layers, loss, device, split=True).measure(inputs, targets, repeats)
     return Profile(
         names=tuple(name for layer in layers for name in layer._modules),
-        work={**{kind: whole.seconds[kind] for kind in (F, B)}, **{kind: split.seconds[kind] for kind in (I, W)}},
-        held=whole.held,
-        waiting=split.waiting,
+        work={F: whole[F], B: whole[B], I: split[I], W: split[W]},
+        held=tuple(held),
+        waiting=tuple(waiting),
         parameters=tuple(sum(p.nbytes for p in layer.parameters()) for layer in layers),
-        outputs=whole.outputs,
+        outputs=tuple(outputs),
     )
-
-
-@dataclass
-class _Measured:
-    seconds: dict[str, tuple[float, ...]]
-    held: tuple[int, ...]
-    waiting: tuple[int, ...]
-    outputs: tuple[int, ...]
 
 
 class _Layers:
@@ -139,16 +131,17 @@ class _Layers:
         self.turn = make_turn(device)
         self.split = split
 
-    def measure(self, inputs: Tensor, targets: Tensor, repeats: int) -> _Measured:
-        """One pass to warm up, then `repeats` whose medians count; gradients add up, as over micro-batches."""
+    def measure(self, inputs: Tensor, targets: Tensor, repeats: int) -> tuple[Work, list[int], list[int], list[int]]:
+        """Seconds, and the bytes held, waiting and put out by each layer. One pass to warm up, then `repeats` whose
+        medians count; gradients add up, as over micro-batches."""
         total = count_targets(targets)
         passes = []
         for _ in range(1 + repeats):
             held, outputs, forward = self._forward(inputs, targets, total)
             waiting, backward = self._backward(held)
             passes.append(forward | backward)
-        seconds = {kind: tuple(map(median, zip(*(one[kind] for one in passes[1:]), strict=True))) for kind in passes[0]}
-        return _Measured(seconds, tuple(held), tuple(waiting), tuple(outputs))
+        work = {kind: tuple(map(median, zip(*(one[kind] for one in passes[1:]), strict=True))) for kind in passes[0]}
+        return work, held, waiting, outputs
 
     def _forward(self, x: Tensor, targets: Tensor, total: int) -> tuple[list[int], list[int], Seconds]:
         """By how many bytes more is held after each layer's F, its output's bytes, and its seconds."""
