@@ -5,7 +5,6 @@ norm, each rank's optimizer steps, and with ZeRO-1 the updated shares are gather
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -21,12 +20,8 @@ from pipelab.zero import ShardedUpdate
 Rate = Callable[[int], float]
 """By what the learning rate is multiplied at a step."""
 
-
-class Part(NamedTuple):
-    """Gradients that several ranks have in parts, to be summed over a group."""
-
-    bucket: Bucket
-    group: Group
+Parts = Iterator[tuple[Bucket, Group]]
+"""Gradients that several ranks have in parts, to be summed over a group."""
 
 
 class WeightUpdate:
@@ -84,25 +79,25 @@ class WeightUpdate:
             return ShardedUpdate(self.place.dp, own, lambda p: (id(p) in self._sharded, id(p) in self._partial))
         return GradientSum(self.place.dp, own)
 
-    def _of_tied(self, tied: Mapping[int, nn.Parameter]) -> Iterator[Part]:
+    def _of_tied(self, tied: Mapping[int, nn.Parameter]) -> Parts:
         """A tied weight has its last gradient when all its stages have: so it is summed at the end."""
         for number, parameter in tied.items():
             bucket = Bucket(0, number, (parameter,))
             for group in (self.place.dp, self.place.seats.get(tie_name(number))):
                 if group is not None:
-                    yield Part(bucket, group)
+                    yield bucket, group
 
-    def _of_sequence_shards(self, own: Mapping[int, list[nn.Parameter]]) -> Iterator[Part]:
+    def _of_sequence_shards(self, own: Mapping[int, list[nn.Parameter]]) -> Parts:
         """Shards of a sequence have each their part of the gradient of weights that all of them have whole."""
         if self.place.tp is None or not self._partial:
             return
         for share in self.shares:
             if id(share.bucket.parameters[0]) in self._partial:
-                yield Part(share.bucket._replace(parameters=(share.own,)), self.place.tp)
+                yield share.bucket._replace(parameters=(share.own,)), self.place.tp
         for stage, parameters in own.items():
             parts = tuple(parameter for parameter in parameters if id(parameter) in self._partial)
             if parts and not self.shares:
-                yield Part(Bucket(stage, 0, parts), self.place.tp)
+                yield Bucket(stage, 0, parts), self.place.tp
 
     def _which_count(self, tied: Mapping[int, nn.Parameter]) -> list[nn.Parameter]:
         """Of all copies of a weight one counts in the norm: on the first replica, shard, and rank that has it."""
