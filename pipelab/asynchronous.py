@@ -18,7 +18,7 @@ from pipelab.ranks import Ranks
 from pipelab.record import Record
 from pipelab.run import Run
 from pipelab.schedule import Schedule
-from pipelab.schedules import GENERATORS, build
+from pipelab.schedules import build, resized
 from pipelab.weight_versions import UpdatingStage, Versions
 
 
@@ -51,8 +51,8 @@ def train_without_flush(
 def check_stream(schedule: Schedule, **between: object) -> None:
     """Raise ValueError for a schedule that cannot be written for the micro-batches of all steps, and where anything is
     asked for that has its place `between` two steps, such as watch=True."""
-    name, ranks, microbatches = schedule.name, schedule.ranks, schedule.microbatches
-    if name not in GENERATORS or build(name, ranks, microbatches) != schedule:
+    name = schedule.name
+    if resized(schedule, schedule.ranks, schedule.microbatches) is None:
         raise ValueError(
             f"{name} says flush=False, but is not a named schedule that can be written for more micro-batches; "
             "build pipedream, or leave flush at True"

@@ -149,7 +149,8 @@ class _Plan:
             for sizes in (profile.held, profile.waiting, [STATES * p for p in profile.parameters])
         ]
         self.kept = kept_at_most(schedule)
-        self.simulated = cache(self._simulated)
+        self.step = cache(self._step)
+        """The simulated makespan of a cut."""
 
     def of(self, policy: str, at: Cut) -> Balance:
         """What this cut takes."""
@@ -162,11 +163,7 @@ class _Plan:
         weights = {"uniform": [1] * len(self.profile), "parameters": self.profile.parameters, "time": self.work}[policy]
         return self.of(policy, balanced_boundaries(weights, self.stages))
 
-    def step(self, at: Cut) -> float:
-        """The simulated makespan."""
-        return self.simulated(at)
-
-    def _simulated(self, at: Cut) -> float:
+    def _step(self, at: Cut) -> float:
         return float(simulate(self.schedule, self.profile.costs(at, self.link)).makespan)
 
     def bytes(self, at: Cut) -> tuple[int, ...]:

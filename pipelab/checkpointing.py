@@ -10,7 +10,7 @@ Read first: `recompute` (the policies). Read next: `frontier` (what they cost).
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -102,13 +102,12 @@ class Checkpointing:
         self._regions: dict[int, list[_Region]] = {}
 
     @contextmanager
-    def attached(self, around: AbstractContextManager[object]) -> Iterator[None]:
-        """Within it, and `around` it, the attention sublayers are regions; afterwards they are as they were."""
+    def attached(self) -> Iterator[None]:
+        """Within it the attention sublayers are regions; afterwards they are as they were."""
         for sublayer in self.sublayers:
             sublayer.attend = partial(self.run, sublayer.attend)  # type: ignore[method-assign]
         try:
-            with around:
-                yield
+            yield
         finally:
             for sublayer in self.sublayers:
                 del sublayer.attend  # the class's own shows again

@@ -9,14 +9,14 @@ import ctypes
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 
-from pipelab.cuda_clock import CudaTurn, CudaWallClock, Stamps
 from pipelab.trace import Span
 
 Result = TypeVar("Result")
@@ -25,54 +25,40 @@ Curve = list[tuple[float, int]]
 """Activation bytes over time, as (time, bytes) steps."""
 
 
-class Clock(Protocol):
-    """The clock of one rank, restarted at each step."""
+class Turn:
+    """Lets one rank compute at a time and measures its work: the caches are its own, as on a processor of its own.
 
-    @property
-    def now(self) -> float:
-        """Seconds since the restart."""
+    On a CPU the seconds are processor time of the rank's thread, which other programs cannot stretch; where that clock
+    is coarser than 10 microseconds, they are seconds that passed. `alone` is the lock that ranks share: of the threads
+    of a process, or a `FileLock` of the processes of a host. (On a GPU see `cuda_clock.CudaTurn`.)
+    """
 
-    def restart(self, origin: float) -> None:
-        """Set the clock to 0 at this reading of `time.perf_counter`."""
-
-    def run(self, work: Callable[[], Result]) -> tuple[Result, float, float]:
-        """Do the work; give its result, its start and its end."""
-
-    def placed(self, time: float, later: float = 0.0) -> float:
-        """For a span: `time`, which is now, or so much later; on a GPU, when it has done what it was given by now."""
-
-    def wait_until(self, arrival: float) -> None:
-        """Go on only at this time."""
-
-    def meet(self, exchange: Callable[[float], tuple[Result, float]]) -> tuple[Result, float, float]:
-        """In the midst of `run`, wait for other ranks: `exchange` is told the time, and gives a result and the time to
-        go on at. Gives the result, and from when to when that lasted."""
-
-    def beside(self, begin: float, seconds: float) -> tuple[float, float]:
-        """From when to when a collective went that this rank has just waited for at the end of its work: it could begin
-        at `begin` and takes `seconds` by its link; a rank has one such at a time."""
-
-    def aside(self, work: Callable[[], Result]) -> tuple[Result, float, float]:
-        """Do what is not the pipeline's work, such as an update: as `run`, but virtual time stands still meanwhile."""
-
-    def settle(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
-        """After a step, what `run` gave in seconds: a clock may know its times only then."""
-
-    def reached(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
-        """The same of a step that breaks off, without waiting: its messages may never come."""
-
-
-class Measures(Protocol):
-    """Whatever lets one rank compute at a time and tells how long that took, such as `Turn`."""
+    def __init__(self, device: torch.device, alone: AbstractContextManager[object] | None = None) -> None:
+        self._alone = alone or threading.Lock()
+        fine = time.get_clock_info("thread_time").resolution <= 1e-5
+        self._read = time.thread_time if device.type == "cpu" and fine else time.perf_counter
+        self._begun = 0.0
 
     def take(self) -> None:
         """Wait for the turn."""
+        self._alone.__enter__()
+        self._begin()
 
     def give(self) -> float:
         """Give it back; the seconds of work since it was taken."""
+        try:
+            return self._seconds()
+        finally:
+            self._alone.__exit__(None, None, None)
+
+    def _begin(self) -> None:
+        self._begun = self._read()
+
+    def _seconds(self) -> float:
+        return self._read() - self._begun
 
 
-def measure(turn: Measures, work: Callable[[], Result]) -> tuple[Result, float]:
+def measure(turn: Turn, work: Callable[[], Result]) -> tuple[Result, float]:
     """Wait for the turn, do the work; give its result and its seconds."""
     turn.take()
     try:
@@ -82,12 +68,62 @@ def measure(turn: Measures, work: Callable[[], Result]) -> tuple[Result, float]:
     return result, seconds
 
 
-class VirtualClock:
+class Clock(ABC):
+    """The clock of one rank, restarted at each step."""
+
+    @property
+    @abstractmethod
+    def now(self) -> float:
+        """Seconds since the restart."""
+
+    @abstractmethod
+    def restart(self, origin: float) -> None:
+        """Set the clock to 0 at this reading of `time.perf_counter`."""
+
+    @abstractmethod
+    def run(self, work: Callable[[], Result]) -> tuple[Result, float, float]:
+        """Do the work; give its result, its start and its end."""
+
+    @abstractmethod
+    def wait_until(self, arrival: float) -> None:
+        """Go on only at this time."""
+
+    @abstractmethod
+    def meet(self, exchange: Callable[[float], tuple[Result, float]]) -> tuple[Result, float, float]:
+        """In the midst of `run`, wait for other ranks: `exchange` is told the time, and gives a result and the time to
+        go on at. Gives the result, and from when to when that lasted."""
+
+    @abstractmethod
+    def beside(self, begin: float, seconds: float) -> tuple[float, float]:
+        """From when to when a collective went that this rank has just waited for at the end of its work: it could begin
+        at `begin` and takes `seconds` by its link; a rank has one such at a time."""
+
+    def aside(self, work: Callable[[], Result]) -> tuple[Result, float, float]:
+        """Do what is not the pipeline's work, such as an update: as `run`, so that the timeline shows a gap, but for
+        virtual time, which stands still meanwhile."""
+        return self.run(work)
+
+    def placed(self, time: float, later: float = 0.0) -> float:
+        """For a span: `time`, which is now, or so much later; on a GPU, when it has done what it was given by now."""
+        return time + later
+
+    def settle(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
+        """After a step, what `run` gave in seconds: a clock may know its times only then."""
+        return spans, curve
+
+    def reached(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
+        """The same of a step that breaks off, without waiting: its messages may never come."""
+        return spans, curve
+
+
+class VirtualClock(Clock):
     """Counts the rank's own work and what it waited for, in seconds of a machine with one processor a rank."""
 
-    def __init__(self, turn: Measures) -> None:
+    now = 0.0
+
+    def __init__(self, turn: Turn) -> None:
         self._turn = turn
-        self.now = self._beside = 0.0
+        self._beside = 0.0
 
     def restart(self, origin: float) -> None:
         """Set the clock to 0."""
@@ -96,16 +132,9 @@ class VirtualClock:
     def run(self, work: Callable[[], Result]) -> tuple[Result, float, float]:
         """Do the work and let its own duration pass."""
         start = self.now
-        self._turn.take()
-        try:
-            result = work()
-        finally:
-            self.now += self._turn.give()
+        result, seconds = measure(self._turn, work)
+        self.now += seconds
         return result, start, self.now
-
-    def placed(self, time: float, later: float = 0.0) -> float:
-        """Just that: what was done by now is done."""
-        return time + later
 
     def wait_until(self, arrival: float) -> None:
         """Jump to the time when the message is there."""
@@ -133,14 +162,8 @@ class VirtualClock:
         result, seconds = measure(self._turn, work)
         return result, self.now, self.now + seconds
 
-    def settle(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
-        """The same: virtual times are known at once."""
-        return spans, curve
 
-    reached = settle
-
-
-class WallClock:
+class WallClock(Clock):
     """The host's own clock. With more ranks than processors its timelines show time-sharing, not pipelines."""
 
     def __init__(self) -> None:
@@ -161,10 +184,6 @@ class WallClock:
         result = work()
         return result, start, self.now
 
-    def placed(self, time: float, later: float = 0.0) -> float:
-        """Just that: what was done by now is done."""
-        return time + later
-
     def wait_until(self, arrival: float) -> None:
         """Sleep until then, if it is still to come."""
         seconds = arrival - self.now
@@ -182,42 +201,6 @@ class WallClock:
         """Until now, for it was waited for: a rank that works meanwhile does not see when it was over."""
         self.wait_until(begin + seconds)
         return begin, self.now
-
-    def settle(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
-        """The same: the host's times are known at once."""
-        return spans, curve
-
-    reached = settle
-
-    def aside(self, work: Callable[[], Result]) -> tuple[Result, float, float]:
-        """The same as `run`: the clock on the wall does not stand still, so that the timeline shows a gap."""
-        return self.run(work)
-
-
-class Turn:
-    """Lets one rank compute at a time and measures its work: the caches are its own, as on a processor of its own.
-
-    On a CPU the seconds are processor time of the rank's thread, which other programs cannot stretch; where that clock
-    is coarser than 10 microseconds, they are seconds that passed. `alone` is the lock that ranks share: of the threads
-    of a process, or a `FileLock` of the processes of a host. (On a GPU see `cuda_clock.CudaTurn`.)
-    """
-
-    def __init__(self, device: torch.device, alone: AbstractContextManager[object] | None = None) -> None:
-        self._alone = alone or threading.Lock()
-        fine = time.get_clock_info("thread_time").resolution <= 1e-5
-        self._read = time.thread_time if device.type == "cpu" and fine else time.perf_counter
-        self._begin = 0.0
-
-    def take(self) -> None:
-        """Wait for the turn."""
-        self._alone.__enter__()
-        self._begin = self._read()
-
-    def give(self) -> float:
-        """Give it back; the seconds of work since it was taken."""
-        seconds = self._read() - self._begin
-        self._alone.__exit__(None, None, None)
-        return seconds
 
 
 class FileLock:
@@ -237,13 +220,17 @@ class FileLock:
         self._flock(self._give)
 
 
-def make_turn(device: torch.device, alone: AbstractContextManager[object] | None = None) -> Measures:
+def make_turn(device: torch.device, alone: AbstractContextManager[object] | None = None) -> Turn:
     """What measures work alone on this device; the ranks of a run on one host share the lock `alone`."""
+    from pipelab.cuda_clock import CudaTurn  # it builds on this file
+
     return CudaTurn(device, alone) if device.type == "cuda" else Turn(device, alone)
 
 
-def make_clock(name: str, device: torch.device, turn: Measures) -> Clock:
+def make_clock(name: str, device: torch.device, turn: Turn) -> Clock:
     """The clock of one rank, "virtual" or "wall"; the ranks that share `turn` compute one at a time in virtual time."""
+    from pipelab.cuda_clock import CudaWallClock, Stamps
+
     if name == "virtual":
         return VirtualClock(turn)
     if name == "wall":

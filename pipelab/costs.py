@@ -141,13 +141,18 @@ class Costs:
                     flights.setdefault((stage, CARRIES[kind]), []).append(span.end - span.start)
         if not times:
             raise ValueError("this trace has no compute spans to measure costs from")
-        stages = 1 + max(stage for stage, _ in times)
-        work: dict[str, tuple[Number | None, ...]] = {}
-        for kind in WORK:
-            known = [times.get((stage, kind)) for stage in range(stages)]
-            if any(known):
-                work[kind] = tuple(middle(values) if values else None for values in known)
-        return cls(work, {value: middle(values) for value, values in flights.items()})
+        medians = {value: middle(values) for value, values in times.items()}
+        return cls.by_value(medians, {value: middle(values) for value, values in flights.items()})
+
+    @classmethod
+    def by_value(cls, times: Mapping[Value, Number], hop: Number | Mapping[Value, Number] = 0) -> "Costs":
+        """The time of each (stage, kind) that is known.
+
+        >>> Costs.by_value({(0, "F"): 1, (1, "F"): 2, (1, "B"): 3}).work
+        {'F': (1, 2), 'B': (None, 3)}
+        """
+        stages, kinds = range(1 + max(stage for stage, _ in times)), {kind for _, kind in times}
+        return cls({kind: tuple(times.get((s, kind)) for s in stages) for kind in WORK if kind in kinds}, hop)
 
     def durations(self, placement: Placement) -> "Durations":
         """The time of every (stage, kind) under this placement.

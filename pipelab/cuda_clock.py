@@ -5,18 +5,15 @@ every action destroys the overlap that it wants to see. An event costs microseco
 """
 
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
-from pipelab.trace import Span
-
-Result = TypeVar("Result")
+from pipelab.clock import Curve, Result, Spans, Turn, WallClock
 
 ANCHORS = 5
 """Events compared with the host's clock at each anchoring; the quickest comparison is kept."""
@@ -27,7 +24,7 @@ def new_event() -> Any:
     return torch.cuda.Event(enable_timing=True)
 
 
-class CudaTurn:
+class CudaTurn(Turn):
     """Lets one rank use the whole GPU at a time and measures its work by two events.
 
     Nothing else runs meanwhile, so P such turns on one GPU show what P GPUs would. An action shorter than the launching
@@ -40,24 +37,18 @@ class CudaTurn:
         alone: AbstractContextManager[object] | None = None,
         make: Callable[[], Any] = new_event,
     ) -> None:
+        super().__init__(device, alone)
         self._device = device
-        self._alone = alone or threading.Lock()
-        self._begin, self._end = make(), make()
+        self._start, self._end = make(), make()
 
-    def take(self) -> None:
-        """Wait for the turn."""
-        self._alone.__enter__()
+    def _begin(self) -> None:
         torch.cuda.synchronize(self._device)  # what was launched outside of any turn is not this work's
-        self._begin.record()
+        self._start.record()
 
-    def give(self) -> float:
-        """Give it back; the seconds of work since it was taken."""
-        try:
-            self._end.record()
-            self._end.synchronize()
-            return float(self._begin.elapsed_time(self._end)) / 1e3
-        finally:
-            self._alone.__exit__(None, None, None)
+    def _seconds(self) -> float:
+        self._end.record()
+        self._end.synchronize()
+        return float(self._start.elapsed_time(self._end)) / 1e3
 
 
 class Anchor(NamedTuple):
@@ -153,24 +144,19 @@ class Stamps:
         moment.event = None
 
 
-class CudaWallClock:
+class CudaWallClock(WallClock):
     """The host's clock for work on a GPU: it begins and ends where the GPU says, and the host never waits for it.
 
     `run` therefore gives moments, which `settle` turns into seconds when the step is over.
     """
 
     def __init__(self, stamps: Stamps) -> None:
+        super().__init__()
         self.stamps = stamps
-        self._origin = time.perf_counter()
-
-    @property
-    def now(self) -> float:
-        """Seconds since the restart, on the host."""
-        return time.perf_counter() - self._origin
 
     def restart(self, origin: float) -> None:
         """Set the clock to 0 at this reading of `time.perf_counter`, and compare it with the GPU's anew."""
-        self._origin = origin
+        super().restart(origin)
         self.stamps.anchor()
 
     def run(self, work: Callable[[], Result]) -> tuple[Result, Any, Any]:
@@ -180,10 +166,6 @@ class CudaWallClock:
         end = self.stamps.take()
         self.stamps.drain()
         return result, start, end
-
-    def aside(self, work: Callable[[], Result]) -> tuple[Result, Any, Any]:
-        """The same as `run`: the clock on the wall does not stand still, so that the timeline shows a gap."""
-        return self.run(work)
 
     def meet(self, exchange: Callable[[float], tuple[Result, float]]) -> tuple[Result, Any, Any]:
         """Launch the exchange between two stamps: the GPU waits for the others, the host does not."""
@@ -199,26 +181,21 @@ class CudaWallClock:
         """A moment: the host, which carries messages, is ahead of the GPU, and nothing leaves before it is computed."""
         return self.stamps.take(later=later)
 
-    def wait_until(self, arrival: float) -> None:
-        """Sleep until then, if it is still to come."""
-        if (rest := arrival - self.now) > 0:
-            time.sleep(rest)
-
-    def settle(self, spans: list[Span], curve: list[tuple[Any, int]]) -> tuple[list[Span], list[tuple[float, int]]]:
+    def settle(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
         """The spans and the memory curve with seconds since the restart in the place of moments; waits for the GPU, for
         all of an update too, so that ranks that meet then set out together."""
         self.stamps.take()
         self.stamps.settle()
         return self._told(spans, curve)
 
-    def reached(self, spans: list[Span], curve: list[tuple[Any, int]]) -> tuple[list[Span], list[tuple[float, int]]]:
+    def reached(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
         """The same, without what the GPU has not reached: it may wait for a rank that is gone."""
         self.stamps.drain()
         spans, curve = self._told(spans, curve)
         there = [span for span in spans if not math.isnan(span.start + span.end)]
         return there, [point for point in curve if not math.isnan(point[0])]
 
-    def _told(self, spans: list[Span], curve: list[tuple[Any, int]]) -> tuple[list[Span], list[tuple[float, int]]]:
+    def _told(self, spans: Spans, curve: Curve) -> tuple[Spans, Curve]:
         settled = [span._replace(start=self._read(span.start), end=self._read(span.end)) for span in spans]
         return settled, [(self._read(moment), held) for moment, held in curve]
 

@@ -5,7 +5,7 @@ makespan; the search needs a lower bound for all cuts that begin alike, and says
 best. Read `balance` next: it says what is searched for.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import inf
 
@@ -69,7 +69,7 @@ def best_cut(
         if _better(there := value(start), best):
             best, at = there, start
     while _better(floor, best):
-        there, near = min(((value(near), near) for near in _neighbours(at, layers)), default=(inf, at))
+        there, near = min(((value(near), near) for *_, near in moves(at, layers)), default=(inf, at))
         if not _better(there, best):
             break
         best, at = there, near
@@ -95,10 +95,15 @@ def _better(value: float, than: float) -> bool:
     return value < than and (than == inf or than - value > ROUNDING * abs(than))
 
 
-def _neighbours(at: Cut, layers: int) -> Iterable[Cut]:
-    """The cuts with one layer moved to the stage before or after."""
+def moves(at: Cut, layers: int) -> Iterator[tuple[int, int, int, Cut]]:
+    """(layer, from stage, to stage, new cut) for each layer beside a cut whose stage has another one.
+
+    >>> list(moves((2,), 3))
+    [(1, 0, 1, (1,))]
+    """
     ends = (0, *at, layers)
     for place, border in enumerate(at):
-        for moved in (border - 1, border + 1):
-            if ends[place] < moved < ends[place + 2]:
-                yield (*at[:place], moved, *at[place + 1 :])
+        if border - 1 > ends[place]:
+            yield border - 1, place, place + 1, (*at[:place], border - 1, *at[place + 1 :])
+        if border + 1 < ends[place + 2]:
+            yield border, place + 1, place, (*at[:place], border + 1, *at[place + 1 :])

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelab.counts import count
+
 STDLIB_SOURCE_LIMIT = 4_000_000  # bytes
 
 
@@ -54,9 +56,7 @@ class Batches:
         if not isinstance(self.text, bytes):
             raise ValueError(f"text must be bytes, not {type(self.text).__name__}; a str becomes bytes by .encode()")
         for name in ("microbatches", "rows", "context"):
-            size = getattr(self, name)
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1: got {size!r}")
+            count(name, getattr(self, name))
         if not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed must be a whole number of at least 0: got {self.seed!r}")
         if self.steps is not None and (not isinstance(self.steps, int) or self.steps < 0):

@@ -78,12 +78,16 @@ def buckets(
 class GradientSum:
     """Sums the gradients of one rank's stages over the replicas: `start` after a stage's last gradient, then `finish`.
 
-    `group` is the rank's seat among its replicas, `parameters` those of each stage.
+    `group` is the rank's seat among its replicas, `parameters` those of each stage; parameters of different `kind`
+    never share a bucket.
     """
 
-    def __init__(self, group: Group, parameters: Mapping[int, Iterable[nn.Parameter]]) -> None:
+    def __init__(
+        self, group: Group, parameters: Mapping[int, Iterable[nn.Parameter]],
+        kind: Callable[[nn.Parameter], Hashable] = one_kind,
+    ) -> None:  # fmt: skip
         self.group = group
-        self.buckets = {stage: buckets(stage, own) for stage, own in parameters.items()}
+        self.buckets = [bucket for stage, own in parameters.items() for bucket in buckets(stage, own, kind=kind)]
         self._under_way: list[tuple[Bucket, Started]] = []
 
     @property
@@ -94,16 +98,22 @@ class GradientSum:
     @torch.no_grad()
     def start(self, stage: int) -> None:
         """Begin to sum the gradients of a stage; the rank goes on working."""
-        self._under_way += [(bucket, self.group.start(ALL_REDUCE, bucket.flat())) for bucket in self.buckets[stage]]
+        self._under_way += [(bucket, self._start(bucket)) for bucket in self.buckets if bucket.stage == stage]
 
     @torch.no_grad()
     def finish(self) -> Iterator[tuple[Action, Meeting]]:
         """Wait for all that was begun: then the gradients are the sums. Gives each bucket with when it went."""
         under_way, self._under_way = self._under_way, []
         for bucket, started in under_way:
-            bucket.spread(self.group.finish(started))
+            self._finish(bucket, self.group.finish(started))
             (meeting,) = self.group.taken()
             yield Action(bucket.stage, REDUCE, bucket.number), meeting
+
+    def _start(self, bucket: Bucket) -> Started:
+        return self.group.start(ALL_REDUCE, bucket.flat())
+
+    def _finish(self, bucket: Bucket, total: Tensor) -> None:
+        bucket.spread(total)
 
 
 @torch.no_grad()

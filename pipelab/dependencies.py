@@ -52,6 +52,16 @@ def needs(action: Action, stages: int, groups: int = 0) -> tuple[Action, ...]:
     return tuple(Action(other, need, microbatch) for other, need in sources(stage, kind, stages))
 
 
+def taken(action: Action, stages: int, groups: int = 0) -> Action | None:
+    """Of what an action needs, what comes from another stage, if anything does (as a token comes to the first).
+
+    >>> str(taken(Action.parse("1B4"), stages=3)), taken(Action.parse("2B4"), stages=3)
+    ('2I4', None)
+    """
+    needed = needs(action, stages, groups)
+    return next((need for need in needed if need.stage != action.stage or need.kind == T), None)
+
+
 def gives(action: Action, stages: int, groups: int = 0) -> Action:
     """The value that an action makes, under the name by which it is needed.
 

@@ -212,29 +212,23 @@ class InOrder:
             return self._feed.put(event)
         if isinstance(event, Spans) and event.last:
             self._told[rank] = event.step
-        self._waiting.append(event)
-        while self._pass_on():
-            self._step += 1
+        self._waiting = sorted([*self._waiting, event], key=_place)
+        while self._waiting and self._may_go(self._waiting[0]):
+            self._pass_on(self._waiting.pop(0))
 
     def __enter__(self) -> "InOrder":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for event in sorted(self._waiting, key=_place):  # of a run that failed
+        for event in self._waiting:  # of a run that failed
             self._feed.put(event)
 
-    def _pass_on(self) -> bool:
-        """Hand over what may be told by now; gives whether that ended the step that goes on."""
-        waiting, self._waiting = sorted(self._waiting, key=_place), []
-        ended = False
-        for event in waiting:
-            if self._may_go(event):
-                self._feed.put(event)
-                self._begun = max(self._begun, event.step if isinstance(event, StepBegun) else -1)
-                ended = ended or (isinstance(event, StepEnded) and event.step == self._step)
-            else:
-                self._waiting.append(event)
-        return ended
+    def _pass_on(self, event: OfStep) -> None:
+        self._feed.put(event)
+        if isinstance(event, StepBegun):
+            self._begun = max(self._begun, event.step)
+        elif isinstance(event, StepEnded):
+            self._step = max(self._step, event.step + 1)
 
     def _may_go(self, event: OfStep) -> bool:
         if event.step != self._step or isinstance(event, StepBegun):

@@ -4,7 +4,7 @@ Read first: `memory_prediction`.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -42,15 +42,10 @@ def check_fit(job: Job, batch: Batch, limit: float | None = None) -> None:
     predicted passes.
     """
     cut_batch(0, batch, job.mesh.dp * job.program.schedule.microbatches)  # refuses what is no batch of a step
-    room: _Limit | _Machine | None
-    if limit is not None:
-        if not limit > 0:
-            raise ValueError(f"memory_limit must be positive: got {limit:g}; leave it out for what the machine has")
-        room = _Limit(limit) if limit < inf else None
-    else:
-        left = memory_left(job)
-        room = _Machine(left) if left is not None and rough_bytes(job, batch) > left / 2 else None
-    if room is None:
+    if limit is not None and not limit > 0:
+        raise ValueError(f"memory_limit must be positive: got {limit:g}; leave it out for what the machine has")
+    room = memory_left(job) if limit is None else limit
+    if room is None or room == inf or (limit is None and rough_bytes(job, batch) <= room / 2):
         return
     try:
         held = _predicted(job, batch)
@@ -58,12 +53,13 @@ def check_fit(job: Job, batch: Batch, limit: float | None = None) -> None:
         if limit is not None:
             raise
         return
-    need = room.need(job, held)
-    if need.bytes > room.bytes:
+    need_of = _need_of_a_place if limit is None else _need_of_a_rank
+    need = need_of(job, held)
+    if need.bytes > room:
         causes = held.causes[need.rank]
         cause = max(causes, key=lambda cause: causes[cause])
-        what = f"{need.who} {_gib(need.bytes)} of {_gib(room.bytes)}, {cause} above all"
-        raise ValueError(f"will not fit: {what}; {_remedy(job, batch, room)}")
+        what = f"{need.who} {_gib(need.bytes)} of {_gib(room)}, {cause} above all"
+        raise ValueError(f"will not fit: {what}; {_remedy(job, batch, room, need_of)}")
 
 
 class _Need(NamedTuple):
@@ -74,38 +70,28 @@ class _Need(NamedTuple):
     rank: int
 
 
-class _Limit(NamedTuple):
-    """What any one rank may hold."""
-
-    bytes: float
-
-    def need(self, job: Job, held: Prediction) -> _Need:
-        """That of the fullest rank."""
-        most = max(held.totals)
-        rank = held.totals.index(most)
-        return _Need(most, f"rank {rank} needs", rank)
+def _need_of_a_rank(job: Job, held: Prediction) -> _Need:
+    """Where each rank has a limit: that of the fullest."""
+    most = max(held.totals)
+    rank = held.totals.index(most)
+    return _Need(most, f"rank {rank} needs", rank)
 
 
-class _Machine(NamedTuple):
-    """What this host, or a GPU of it, has left for the ranks that share it."""
-
-    bytes: float
-
-    def need(self, job: Job, held: Prediction) -> _Need:
-        """That of the fullest place, without the parameters that are there already."""
-        size = job.mesh.size
-        alone = job.transport == "memory" and (job.mesh.dp, job.mesh.tp) == (1, 1)  # else ranks have copies
-        there = alone and all(p.device.type == job.device.type for p in job.model.parameters())
-        totals = [
-            total + waiting - (causes[PARAMETERS] if there else 0)
-            for total, waiting, causes in zip(held.totals, held.waiting, held.causes, strict=True)
-        ]
-        needs = []
-        for ranks in _sharing(job):
-            own = [job.mesh.coordinates(rank)[1] for rank in ranks if rank < size]
-            who = f"rank {ranks[0]} needs" if len(own) == 1 else f"the {len(own)} ranks that share it need"
-            needs.append(_Need(sum(totals[rank] for rank in own), who, max(own, key=lambda rank: totals[rank])))
-        return max(needs)
+def _need_of_a_place(job: Job, held: Prediction) -> _Need:
+    """Where ranks share a host, or a GPU: that of the fullest, without the parameters that are there already."""
+    size = job.mesh.size
+    alone = job.transport == "memory" and (job.mesh.dp, job.mesh.tp) == (1, 1)  # else ranks have copies
+    there = alone and all(p.device.type == job.device.type for p in job.model.parameters())
+    totals = [
+        total + waiting - (causes[PARAMETERS] if there else 0)
+        for total, waiting, causes in zip(held.totals, held.waiting, held.causes, strict=True)
+    ]
+    needs = []
+    for ranks in _sharing(job):
+        own = [job.mesh.coordinates(rank)[1] for rank in ranks if rank < size]
+        who = f"rank {ranks[0]} needs" if len(own) == 1 else f"the {len(own)} ranks that share it need"
+        needs.append(_Need(sum(totals[rank] for rank in own), who, max(own, key=lambda rank: totals[rank])))
+    return max(needs)
 
 
 def _sharing(job: Job) -> list[list[int]]:
@@ -149,13 +135,13 @@ def _predicted(job: Job, batch: Batch) -> Prediction:
     )  # fmt: skip
 
 
-def _remedy(job: Job, batch: Batch, room: "_Limit | _Machine") -> str:
+def _remedy(job: Job, batch: Batch, room: float, need_of: Callable[[Job, Prediction], _Need]) -> str:
     """The first that fit instead, by prediction; or what comes nearest."""
     fitting, found = [], []
     for what, other in _others(job, batch):
-        size = room.need(other, _predicted(other, batch)).bytes
+        size = need_of(other, _predicted(other, batch)).bytes
         found.append((size, what))
-        if size <= room.bytes:
+        if size <= room:
             fitting.append(f"{what} would need {_gib(size)}")
         if len(fitting) == ENOUGH:
             break
@@ -174,21 +160,20 @@ def _others(job: Job, batch: Batch) -> Iterator[tuple[str, Job]]:
     counts = sorted({2 * microbatches, rows * microbatches}) if rows > 1 else []
     policies = set(job.checkpointing) - {NONE}
     policy = policies.pop() if len(policies) == 1 else NONE
-    leaner = [(f"{lean} instead of {name}", lean, ranks, microbatches, None) for lean in LEAN if lean != name]
-    again = [("checkpointing full", name, ranks, microbatches, chunks)] * (policy == NONE)
-    tries: list[tuple[str, str, int, int, int | None]] = [
+    leaner = [(f"{lean} instead of {name}", lean, ranks, microbatches, None, policy) for lean in LEAN if lean != name]
+    tries: list[tuple[str, str, int, int, int | None, str]] = [
         *leaner[:1],
-        *((f"{count} micro-batches of the same batch", name, ranks, count, chunks) for count in counts),
+        *((f"{count} micro-batches of the same batch", name, ranks, count, chunks, policy) for count in counts),
         *leaner[1:],
-        *again,
-        (f"{2 * ranks} ranks", name, 2 * ranks, microbatches, chunks),
+        *[("checkpointing full", name, ranks, microbatches, chunks, FULL)] * (policy == NONE),
+        (f"{2 * ranks} ranks", name, 2 * ranks, microbatches, chunks, policy),
     ]
-    for what, other, pp, count, parts in tries:
+    for what, other, pp, count, parts, recomputing in tries:
         with suppress(ValueError):  # rows from a file have no name, and not every name takes every number
             changed = build(other, pp, count, parts)
             if changed.stages <= len(job.model):
                 mesh = replace(job.mesh, pp=pp)
-                by_stage = policies_of(job.model, changed.stages, FULL if what == "checkpointing full" else policy)
+                by_stage = policies_of(job.model, changed.stages, recomputing)
                 program = lower(changed, mesh, checkpointing=by_stage, hoist=job.hoist)
                 yield what, replace(job, program=program, mesh=mesh, at=None, checkpointing=by_stage)
 

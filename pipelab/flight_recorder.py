@@ -26,7 +26,6 @@ MOST_PEERS = 16
 """How many of the ranks that it waits for a note can name."""
 
 _COUNT = struct.Struct("<Q")
-_MOMENT = struct.Struct("<d")
 _WORDS = struct.Struct(f"<BB{2 * MOST_PEERS}s43s43s")
 _NOTE = struct.Struct(f"<d{_WORDS.size}s")
 _PLACE = _NOTE.size
@@ -111,8 +110,8 @@ class FlightRecorder:
 
     def _read(self, index: int) -> Note:
         offset = _PLACE * (1 + index % ENTRIES)
-        (moment,) = _MOMENT.unpack_from(self._memory, offset)
-        state, count, peers, action, awaited = _WORDS.unpack_from(self._memory, offset + _MOMENT.size)
+        moment, words = _NOTE.unpack_from(self._memory, offset)
+        state, count, peers, action, awaited = _WORDS.unpack(words)
         return Note(moment, _STATES[state], _text(action), _text(awaited), tuple(array("H", peers)[:count]))
 
 

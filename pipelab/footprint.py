@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pipelab.action import B, F, I, R, W
+from pipelab.action import B, F, I, R
 from pipelab.checkpointing import Checkpointing
 from pipelab.clock import WallClock
 from pipelab.collectives import ALL_GATHER, ALL_REDUCE, Group
@@ -25,25 +25,10 @@ from pipelab.optimizer import Optimizer, apart_from_gpus
 from pipelab.randomness import Randomness
 from pipelab.stage import Stage
 from pipelab.storages import LettingGo, LiveStorages
+from pipelab.transport import Layout
 
 TILE = {"cpu": 1, "cuda": 512}
 """The bytes to which an allocator rounds up."""
-
-
-class Shape(NamedTuple):
-    """Shape and dtype of a tensor."""
-
-    size: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> "Shape":
-        """That of a tensor."""
-        return cls(tuple(tensor.shape), tensor.dtype)
-
-    def empty(self) -> Tensor:
-        """A tensor of this shape."""
-        return torch.empty(self.size, dtype=self.dtype)
 
 
 class Footprint(NamedTuple):
@@ -83,7 +68,6 @@ class FakeStage:
     ) -> None:  # fmt: skip
         owned = [*layers.parameters(), *layers.buffers()]
         self.parameters = list(layers.parameters())
-        self.tile = tile
         self.storages = LiveStorages(owned, tile)
         self.meter = ActivationMeter(owned, identity=lambda storage: storage._cdata)
         self.checkpointing = None if checkpointing is None else checkpointing(self.meter)
@@ -94,34 +78,34 @@ class FakeStage:
         self.stage.count = Tensor.numel  # those that are left out have a number, and here are none
         self._ends: list[tuple[weakref.ref[Any], int]] = []
 
-    def footprints(self, kinds: Sequence[str], x: Shape, target: Shape | None) -> tuple[Mapping[str, Footprint], Shape]:
-        """The footprint of each action of a micro-batch, in their order, and the shape of what it gives."""
-        found = {}
+    def footprints(
+        self, kinds: Sequence[str], x: Layout, target: Layout | None
+    ) -> tuple[Mapping[str, Footprint], Layout]:
+        """The footprint of each action of a micro-batch, in their order, and the layout of what it gives."""
+        found, layout = {}, x
         if self.checkpointing is not None:
             self.checkpointing.microbatches = frozenset([0] if R in kinds else [])
         with self.stage.attached(), self.storages:
             for kind in kinds:
-                if kind == F:
-                    found[kind], output = self._run(self._forward, x, target)
-                else:
-                    found[kind], _ = self._run(self._backward[kind], output)
-        return found, output
+                found[kind], given = self._run(kind, layout, target)
+                layout = given if kind == F else layout
+        return found, layout
 
     def forget_gradients(self) -> None:
         """As at the begin of a step."""
         for parameter in self.parameters:
             parameter.grad = None
 
-    def _run(self, work: Callable[..., tuple[Tensor | None, Tensor | None]], *shapes: Any) -> tuple[Footprint, Any]:
+    def _run(self, kind: str, layout: Layout, target: Layout | None) -> tuple[Footprint, Any]:
         live, held = self.storages.live, self.meter.live
         self.storages.peak = live
         self.meter.restart_peak()
         letting_go = LettingGo(self.storages, *self._ends[1:])
-        taken, given = work(*shapes)
+        taken, given = self._act(kind, layout, target)
         letting_go.over()
-        shape = None if given is None else Shape.of(given)
+        made = None if given is None else Layout.of(given)
         sizes = [0 if tensor is None else self._size(tensor) for tensor in (given, taken)]
-        if work == self._forward:
+        if kind == F:
             assert taken is not None and given is not None
             self._ends = [(weakref.ref(end.untyped_storage()), self._size(end)) for end in (taken, given)]
         del taken, given
@@ -137,36 +121,17 @@ class FakeStage:
             taken=sizes[1],
             input=kept[0],
             output=kept[1],
-        ), shape
+        ), made
 
-    def _forward(self, x: Shape, target: Shape | None) -> tuple[Tensor | None, Tensor | None]:
-        given = x.empty()
-        output = self.stage.forward(0, given, 0, given if target is None else target.empty())
-        self.stage.own_losses.clear()
-        return given, output
-
-    def _gradient(self, output: Shape) -> Tensor | None:
-        return None if self.stage.loss is not None else output.empty()
-
-    def _whole(self, output: Shape) -> tuple[Tensor | None, Tensor | None]:
-        gradient = self._gradient(output)
-        return gradient, self.stage.backward(0, gradient)
-
-    def _input(self, output: Shape) -> tuple[Tensor | None, Tensor | None]:
-        gradient = self._gradient(output)
-        return gradient, self.stage.backward_input(0, gradient)
-
-    def _recompute(self, output: Shape) -> tuple[None, None]:
-        self.stage.recompute(0)
-        return None, None
-
-    def _weight(self, output: Shape) -> tuple[None, None]:
-        self.stage.backward_weight(0)
-        return None, None
-
-    @property
-    def _backward(self) -> dict[str, Callable[..., tuple[Tensor | None, Tensor | None]]]:
-        return {B: self._whole, I: self._input, W: self._weight, R: self._recompute}
+    def _act(self, kind: str, layout: Layout, target: Layout | None) -> tuple[Tensor | None, Tensor | None]:
+        """Do it with an input, or an output's gradient, of this layout; gives what was taken and what it gives."""
+        if kind == F:
+            x = layout.empty()
+            y = self.stage.forward(0, x, 0, x if target is None else target.empty())
+            self.stage.own_losses.clear()
+            return x, y
+        gradient = layout.empty() if kind in (B, I) and self.stage.loss is None else None
+        return gradient, self.stage.act(kind, 0, gradient)
 
     def _size(self, tensor: Tensor) -> int:
         return self.storages.rounded(tensor.untyped_storage().nbytes())
@@ -227,16 +192,16 @@ def optimizer_bytes(optimizer: Optimizer, parameters: list[nn.Parameter], device
     """
     from torch._subclasses.fake_tensor import DataDependentOutputException
 
-    alike: dict[Shape, list[nn.Parameter]] = {}
+    alike: dict[Layout, list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.requires_grad:
-            alike.setdefault(Shape.of(parameter), []).append(parameter)
+            alike.setdefault(Layout.of(parameter), []).append(parameter)
     if not alike:
         return 0, 0
     made = _optimizer_of(optimizer, list(alike))  # what is kept for a parameter depends on its shape
     together = made.defaults.get("foreach")
     if together or (together is None and device == "cuda" and not made.defaults.get("fused")):
-        made = _optimizer_of(optimizer, [Shape.of(p) for p in parameters if p.requires_grad])
+        made = _optimizer_of(optimizer, [Layout.of(p) for p in parameters if p.requires_grad])
         for group in made.param_groups:
             group["foreach"] = True
     some = [parameter for group in made.param_groups for parameter in group["params"]]
@@ -249,11 +214,11 @@ def optimizer_bytes(optimizer: Optimizer, parameters: list[nn.Parameter], device
                 made.step()
             except DataDependentOutputException:
                 break  # it looks at a number; by then it has made its states
-    kept = {Shape.of(p): sum(v.nbytes for v in made.state[p].values() if isinstance(v, Tensor)) for p in some}
+    kept = {Layout.of(p): sum(v.nbytes for v in made.state[p].values() if isinstance(v, Tensor)) for p in some}
     return sum(len(those) * kept[shape] for shape, those in alike.items()), storages.peak - before
 
 
-def _optimizer_of(optimizer: Optimizer, shapes: Sequence[Shape]) -> torch.optim.Optimizer:
+def _optimizer_of(optimizer: Optimizer, shapes: Sequence[Layout]) -> torch.optim.Optimizer:
     some = [nn.Parameter(shape.empty()) for shape in shapes]
     for parameter in some:
         parameter.grad = torch.empty_like(parameter)

@@ -11,6 +11,7 @@ Read first: `recompute` (the policies), `checkpointing` (what R does).
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -133,12 +134,12 @@ class PolicyProfile:
         ]
 
     def _costs(self, by_stage: Sequence[str]) -> Costs:
-        work = {}
-        for kind in WORK:
-            pieces = [self.pieces[policy].get((stage, kind)) for stage, policy in enumerate(by_stage)]
-            if any(pieces):
-                work[kind] = tuple(None if piece is None else piece.seconds for piece in pieces)
-        return Costs(work, self.hop)
+        seconds = {
+            value: piece.seconds
+            for stage, policy in enumerate(by_stage) for value, piece in self.pieces[policy].items()
+            if value[0] == stage
+        }  # fmt: skip
+        return Costs.by_value(seconds, self.hop)
 
     @cached_property
     def _plain(self) -> float:
@@ -204,15 +205,12 @@ def choose_checkpointing(
 
 
 def _that_apply(model: nn.Sequential, schedule: Schedule, at: list[int] | None) -> list[str]:
-    return [policy for policy in POLICIES if _applies(model, schedule.stages, policy, at)]
-
-
-def _applies(model: nn.Sequential, stages: int, policy: str, at: list[int] | None) -> bool:
-    try:
-        policies_of(model, stages, policy, at)
-    except ValueError:
-        return False
-    return True
+    found = []
+    for policy in POLICIES:
+        with suppress(ValueError):
+            policies_of(model, schedule.stages, policy, at)
+            found.append(policy)
+    return found
 
 
 def _of_one_microbatch(placement: Placement, backward: Sequence[str]) -> Schedule:

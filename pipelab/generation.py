@@ -5,7 +5,8 @@ Read first: `schedules/inference` (the order), `kv_cache` (what a stage keeps). 
 `reference.generate_uncut`.
 """
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelab.costs import Costs, Link
+from pipelab.counts import count
 from pipelab.evaluation import in_evaluation_mode
 from pipelab.job import Job, usable_device
 from pipelab.kv_cache import KVCache
@@ -94,9 +96,11 @@ class CachedStage(Stage):
         super().__init__(layers, **rest)
         self.cache, self.groups, self.picked = cache, groups, picked
 
-    def attached(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def attached(self) -> Iterator[None]:
         """The context in which the stage may run: its layers use the cache."""
-        return self.cache.attached()
+        with self.cache.attached():
+            yield
 
     @torch.no_grad()
     def forward(self, microbatch: int, x: Tensor, step: int, target: Tensor | None = None, total: int = 1) -> Tensor:
@@ -196,8 +200,7 @@ def _checked(model: nn.Sequential, prompts: Tensor, tokens: int, groups: int) ->
     if prompts.dim() != 2 or not prompts.numel() or prompts.dtype != torch.int64:
         got = f"{prompts.dtype} {list(prompts.shape)}"
         raise ValueError(f"prompts are token ids, int64 [sequences, tokens], at least one of each: got {got}")
-    if type(tokens) is not int or tokens < 1:
-        raise ValueError(f"tokens must be a whole number of at least 1: got {tokens!r}")
+    count("tokens", tokens)
     if type(groups) is not int or not 1 <= groups <= len(prompts):
         raise ValueError(f"in_flight must be from 1 to {len(prompts)}, the number of prompts: got {groups!r}")
     needed, context = prompts.shape[1] + tokens - 1, layers[0].position.num_embeddings

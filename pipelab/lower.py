@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipelab.action import (
+    MESSAGES,
     RECV_B,
     RECV_F,
     RECV_T,
@@ -63,6 +64,12 @@ class Program:
     def peer(self, message: Action) -> Action:
         """The send that feeds a receive, and the other way round: `peer`."""
         return peer(message, self.schedule.stages)
+
+    def send_of(self, step: Element) -> Action | None:
+        """The send of the message of which a step is either end; None for what is no message."""
+        if not isinstance(step, Action) or step.kind not in MESSAGES:
+            return None
+        return step if step.kind in CARRIES else self.peer(step)
 
     def __str__(self) -> str:
         return "\n".join(" ".join(map(str, row)) for row in self.rows)

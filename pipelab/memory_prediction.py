@@ -18,7 +18,7 @@ from pipelab.action import Action, B, F, I, W, parts
 from pipelab.checkpointing import Checkpointing, block_names, policies_of
 from pipelab.costs import Costs, Link
 from pipelab.data_parallel import buckets
-from pipelab.footprint import TILE, FakeStage, Footprint, Shape, copies, fake_mode, fake_seat, optimizer_bytes
+from pipelab.footprint import TILE, FakeStage, Footprint, copies, fake_mode, fake_seat, optimizer_bytes
 from pipelab.holdings import COMMUNICATION, flights, steps
 from pipelab.loss import Loss, cross_entropy
 from pipelab.lower import CARRIES, Program, lower
@@ -35,6 +35,7 @@ from pipelab.schedule import Schedule
 from pipelab.simulate import simulate_program
 from pipelab.stage import Stage
 from pipelab.tensor_parallel import check_tensor_shards, loss_of, shard
+from pipelab.transport import Layout
 from pipelab.units import listed
 
 Batch = tuple[Tensor, Tensor]
@@ -167,7 +168,7 @@ def _end(
         states, update = optimizer_bytes(optimizer, parameters, device)
         return End(weights, states, update, largest)
     sizes = [(-(-sum(p.numel() for p in b.parameters) // replicas), b.parameters[0].dtype) for b in packed]
-    shares = [nn.Parameter(Shape((size,), dtype).empty()) for size, dtype in sizes]
+    shares = [nn.Parameter(Layout((size,), dtype).empty()) for size, dtype in sizes]
     for bucket, share in zip(packed, shares, strict=True):
         weights[bucket.stage] += share.nbytes
     states, update = optimizer_bytes(optimizer, shares, device)
@@ -183,8 +184,8 @@ def _footprints(stages: Sequence[FakeStage], program: Program, batch: Batch, rep
             kinds[action.stage, action.microbatch] += (action.kind,)
     count = program.schedule.microbatches
     cuts = cut_batch(0, batch, replicas * count)
-    inputs, targets = ([Shape.of(one) for one in tensors[:count]] for tensors in cuts)  # those of the first replica
-    known: dict[object, tuple[tuple[Mapping[str, Footprint], Mapping[str, Footprint]], Shape]] = {}
+    inputs, targets = ([Layout.of(one) for one in tensors[:count]] for tensors in cuts)  # those of the first replica
+    known: dict[object, tuple[tuple[Mapping[str, Footprint], Mapping[str, Footprint]], Layout]] = {}
     found = {}
     for microbatch, (x, target) in enumerate(zip(inputs, targets, strict=True)):
         for stage, fake in enumerate(stages):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from pipelab.action import MESSAGES, RECV_F, REDUCE, Action, B, Element, F, I, U, W, parts
+from pipelab.dependencies import gives, taken
 from pipelab.footprint import Footprint
 from pipelab.holdings import (
     ACTIVATIONS,
@@ -96,15 +97,17 @@ class MemoryRow:
         """From here on it is there, also while an R comes first, or the other action of a pair."""
         kinds, _ = self.found[message.stage, message.microbatch]
         taker = F if message.kind == RECV_F else B if B in kinds else I
-        self._arrived[self._needed(message._replace(kind=taker))] = kinds[taker].taken
+        need = taken(message._replace(kind=taker), self.program.schedule.stages)
+        assert need is not None
+        self._arrived[need] = kinds[taker].taken
 
     def _compute(self, element: Element) -> None:
         beside = 0  # what an action gives leaves only after the other one of a pair
         for action in parts(element):
             footprint = self._footprint(action)
-            if action.kind in TAKING:
-                self._staying.pop(self._needed(action), 0)
-                self._arrived.pop(self._needed(action), 0)  # the rise has it
+            if (need := taken(action, self.program.schedule.stages)) is not None:
+                self._staying.pop(need, 0)
+                self._arrived.pop(need, 0)  # the rise has it
             before = self._now()
             there = self._there(action)
             self.activations = max(self.activations, _activations(before) + footprint.peak - there)
@@ -117,7 +120,7 @@ class MemoryRow:
             if not self._stays(action):
                 beside += given
             elif action.kind in TAKING:
-                self._staying[Action(action.stage, F if action.kind == F else I, action.microbatch)] = given
+                self._staying[gives(action, self.program.schedule.stages)] = given
             after = self._now()
             self._note(after)
             self.activations = max(self.activations, _activations(after))
@@ -159,9 +162,6 @@ class MemoryRow:
         stage, kind, microbatch = action
         after = self._last.get((stage + 1, microbatch)) if kind in (B, I) else None
         return after is not None and min(self._last[stage, microbatch].output, after.input) > 0
-
-    def _needed(self, action: Action) -> Action:
-        return Action(action.stage + (-1 if action.kind == F else 1), F if action.kind == F else I, action.microbatch)
 
     def _update(self, update: Action) -> None:
         self._versions.pop((update.stage, update.microbatch), None)

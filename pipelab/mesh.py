@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from pipelab.counts import count
+
 
 @dataclass(frozen=True)
 class Mesh:
@@ -20,9 +22,7 @@ class Mesh:
 
     def __post_init__(self) -> None:
         for axis in ("dp", "pp", "tp"):
-            size = getattr(self, axis)
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"mesh axis {axis} must be a whole number of at least 1: got {size}")
+            count(f"mesh axis {axis}", getattr(self, axis))
 
     @property
     def size(self) -> int:

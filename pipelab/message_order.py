@@ -8,12 +8,14 @@ those that were *issued* before it. So a program may pass with the one and hang 
 
 from collections import defaultdict, deque
 from collections.abc import Hashable, Iterator, Mapping
+from itertools import chain
 from typing import NamedTuple
 
-from pipelab.action import Action, F, I
+from pipelab.action import Action, Element, F, I
 from pipelab.dependencies import T
-from pipelab.lower import CARRIES, RECEIVED_FROM, Program
+from pipelab.lower import CARRIES, Program
 from pipelab.schedule import ScheduleError
+from pipelab.wait_for import cycle
 
 RULES = {"gloo": "tag", "nccl": "issue order"}
 """How the libraries between processes match a send with its receive."""
@@ -57,8 +59,9 @@ def channels(program: Program) -> dict[Channel, Traffic]:
     gradients from rank 1 to rank 0 1SEND_B0 1SEND_B1
     """
     found: dict[Channel, tuple[list[Action], list[Action]]] = defaultdict(lambda: ([], []))
-    for send, receives in _messages(program):
-        found[channel(program, send)][receives].append(send)
+    for step in chain(*program.rows):
+        if (send := program.send_of(step)) is not None:
+            found[channel(program, send)][step != send].append(send)
     return {key: Traffic(*map(tuple, found[key])) for key in sorted(found)}
 
 
@@ -124,16 +127,6 @@ def window(program: Program) -> int:
     return most
 
 
-def _messages(program: Program) -> Iterator[tuple[Action, bool]]:
-    """Every message, by its send: once where it is sent (False), once where it is received (True)."""
-    for row in program.rows:
-        for step in row:
-            if isinstance(step, Action) and step.kind in CARRIES:
-                yield step, False
-            elif isinstance(step, Action) and step.kind in RECEIVED_FROM:
-                yield program.peer(step), True
-
-
 def _crossed(key: Channel, traffic: Traffic) -> Iterator[str]:
     for number, (sent, received) in enumerate(zip(*traffic, strict=True), start=1):
         if sent != received:
@@ -170,8 +163,8 @@ class _Post:
         moved = True
         while moved:
             moved = sum(map(self._advance, range(len(self.at)))) > 0  # all of them, not only until the first
-        rows = self.program.rows
-        return {rank: self._send_of(rows[rank][at]) for rank, at in enumerate(self.at) if at < len(rows[rank])}
+        left = [(rank, row[at:]) for rank, (row, at) in enumerate(zip(self.program.rows, self.at, strict=True))]
+        return {rank: send for rank, rest in left if rest and (send := self.program.send_of(rest[0])) is not None}
 
     def _advance(self, rank: int) -> bool:
         row, began = self.program.rows[rank], self.at[rank]
@@ -179,12 +172,10 @@ class _Post:
             self.at[rank] += 1
         return self.at[rank] > began
 
-    def _passes(self, step: object) -> bool:
-        if not isinstance(step, Action):
+    def _passes(self, step: Element) -> bool:
+        if (send := self.program.send_of(step)) is None:
             return True
-        if step.kind in CARRIES:
-            return self._send(step)
-        return step.kind not in RECEIVED_FROM or self._receive(self._send_of(step))
+        return self._send(send) if send == step else self._receive(send)
 
     def _send(self, send: Action) -> bool:
         if send not in self.sent:
@@ -235,22 +226,14 @@ class _Post:
         communicator = frozenset((key.sender, key.receiver)) if self.share else key
         return self.queues[rank, communicator]
 
-    def _send_of(self, step: object) -> Action:
-        assert isinstance(step, Action)
-        return step if step.kind in CARRIES else self.program.peer(step)
-
 
 def _lock_up(post: _Post, waiting: Mapping[int, Action]) -> str:
-    """Follow who waits for whom until a rank comes up again: the cycle is from there on."""
-    rank = min(waiting)
-    path: list[int] = []
-    while rank not in path:
-        path.append(rank)
-        key = post.channel_of[waiting[rank]]
-        rank = key.receiver if rank == key.sender else key.sender
+    """Who waits for whom in a circle."""
+    ends = {rank: post.channel_of[send] for rank, send in waiting.items()}
+    graph = {rank: (key.receiver if rank == key.sender else key.sender,) for rank, key in ends.items()}
     links = []
-    for stuck in path[path.index(rank) :]:
-        send, key = waiting[stuck], post.channel_of[waiting[stuck]]
+    for stuck in cycle(graph):
+        send, key = waiting[stuck], ends[stuck]
         if stuck == key.sender:
             links.append(f"rank {stuck} waits at {send} for rank {key.receiver} to receive it")
         else:

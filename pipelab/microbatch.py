@@ -68,15 +68,8 @@ class RowTimes:
 
     def costs(self, rows: float) -> Costs:
         """The times for micro-batches of this many rows."""
-        kinds = dict.fromkeys(kind for _, kind in self.work)
-        work = {
-            kind: tuple(
-                self.work[stage, kind].seconds(rows) if (stage, kind) in self.work else None
-                for stage in range(self.stages)
-            )
-            for kind in kinds
-        }
-        return Costs(work, {value: line.seconds(rows) for value, line in self.hops.items()} or 0)
+        work, hops = ({value: line.seconds(rows) for value, line in of.items()} for of in (self.work, self.hops))
+        return Costs.by_value(work, hops or 0)
 
     def busiest(self, rows: float) -> Line:
         """The line of the stage that takes longest for so many rows: all its kinds of work in one."""

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pipelab.counts import count
+
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -43,9 +45,7 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "width", "heads", "layers", "context"):
-            size = getattr(self, name)
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1: got {size!r}")
+            count(name, getattr(self, name))
         if self.width % self.heads:
             larger = math.ceil(self.width / self.heads) * self.heads
             raise ValueError(

@@ -13,6 +13,8 @@ from itertools import accumulate, pairwise
 
 from torch import nn
 
+from pipelab.counts import count
+
 Parts = list[nn.Sequential]
 
 
@@ -35,9 +37,7 @@ def cut(model: nn.Sequential, stages: int, *, at: Sequence[int] | None = None) -
     """
     _check_model(model)
     layers = list(model._modules.items())  # named_children would skip a layer that is listed twice
-    if not isinstance(stages, int) or stages < 1:
-        raise ValueError(f"stages must be a whole number of at least 1: got {stages!r}")
-    if stages > len(layers):
+    if count("stages", stages) > len(layers):
         raise ValueError(
             f"a model of {len(layers)} layers cannot fill {stages} stages, as every stage needs a layer; "
             f"use at most {len(layers)} stages or a deeper model"
@@ -84,17 +84,17 @@ def balanced_boundaries(costs: Sequence[float], stages: int) -> tuple[int, ...]:
     >>> balanced_boundaries([0, 1, 1, 1, 1, 1, 1, 7], 3)  # the head alone is the heaviest; the rest is halved
     (4, 7)
     """
-    count = len(costs)
-    if not 1 <= stages <= count:
-        raise ValueError(f"{count} layers can be cut into 1 to {count} stages: got {stages}")
+    layers = len(costs)
+    if not 1 <= stages <= layers:
+        raise ValueError(f"{layers} layers can be cut into 1 to {layers} stages: got {stages}")
     total: list[float] = list(accumulate(costs, initial=0))
 
     def preference(starts: tuple[int, ...]) -> tuple[list[float], list[float], list[int]]:
-        loads = [total[j] - total[i] for i, j in pairwise((*starts, count))]
+        loads = [total[j] - total[i] for i, j in pairwise((*starts, layers))]
         return sorted(loads, reverse=True), [-load for load in loads], [-start for start in starts]
 
     # By the start of a tail, its best cut; first the tails that are one stage, then one stage more at a time.
-    best: dict[int, tuple[int, ...]] = {start: (start,) for start in range(stages - 1, count)}
+    best: dict[int, tuple[int, ...]] = {start: (start,) for start in range(stages - 1, layers)}
     for first in reversed(range(stages - 1)):
         best = {
             start: min(((start, *best[j]) for j in best if j > start), key=preference)

@@ -17,7 +17,7 @@ from pipelab.mesh import Mesh
 from pipelab.state import Entries, State, copied, names_of, remind, values_of
 from pipelab.tensor_parallel import cut_state, join_state, shard_dims
 from pipelab.weight_update import WeightUpdate
-from pipelab.zero import ShardedUpdate, Share
+from pipelab.zero import Share
 
 
 class Shared(NamedTuple):
@@ -46,7 +46,7 @@ def part_of(at: tuple[int, int, int], layers: Sequence[nn.Sequential], update: W
     """Copy what the rank at these (dp, pp, tp) holds: the layers of its stages, and what its optimizer remembers."""
     part, names = Part(at), names_of(layers)
     remembered = {} if update.optimizer is None else update.optimizer.state
-    for share in _shares(update):
+    for share in update.shares:
         own = tuple((tuple(names[id(p)]), p.shape) for p in share.bucket.parameters)
         part.shared.append(Shared(own, copied(remembered.get(share.own, {}))))
     if at[0] > 0:
@@ -93,14 +93,10 @@ def take_up(state: State, layers: Sequence[nn.Sequential], update: WeightUpdate,
         if entry is not None:
             cut = dict.fromkeys(_alike(entry, state.model[own[0]]), dims[own[0]]) if own[0] in dims else {}
             known[number] = entry | cut_state({kind: entry[kind] for kind in cut}, cut, *tp)
-    for share in _shares(update):
+    for share in update.shares:
         entries = [known.get(id(parameter), {}) for parameter in share.bucket.parameters]
         known[id(share.own)] = dict(_shared(share, entries))
     remind(update.optimizer, known)
-
-
-def _shares(update: WeightUpdate) -> list[Share]:
-    return update.sums.shares if isinstance(update.sums, ShardedUpdate) else []
 
 
 def _alike(entry: Mapping[str, Any], parameter: Tensor) -> list[str]:

@@ -62,10 +62,8 @@ class Placement:
         >>> Placement(2, (0, 1, 1)).chunks_per_rank()
         (1, 2)
         """
-        counts = [0] * self.ranks
-        for rank in self.rank_of:
-            counts[rank] += 1
-        return tuple(counts)
+        counts = Counter(self.rank_of)
+        return tuple(counts[rank] for rank in range(self.ranks))
 
     @classmethod
     def from_votes(cls, ranks: int, stages: int, votes: Iterable[tuple[int, int]]) -> "Placement":

@@ -5,11 +5,11 @@ run. The embedding and the head, with the loss, are layers like all others. Read
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate, pairwise
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from pipelab.randomness import Randomness
 from pipelab.stage import Stage
 
 Work = Mapping[str, tuple[float, ...]]
+Seconds = dict[str, list[float]]
+"""By kind, those of each layer."""
 
 
 @dataclass(frozen=True)
@@ -101,24 +103,16 @@ def profile(
     inputs, targets = inputs.to(device), targets.to(device)
     layers = cut(copy.deepcopy(model).to(device), len(model))  # refuses what no stage can start with
     with undisturbed(), collector_at_rest():
-        whole = _Layers(layers, loss, device, split=False).measure(inputs, targets, repeats)
-        split = _Layers(layers, loss, device, split=True).measure(inputs, targets, repeats)
+        whole, held, _, outputs = _Layers(layers, loss, device, split=False).measure(inputs, targets, repeats)
+        split, _, waiting, _ = _Layers(layers, loss, device, split=True).measure(inputs, targets, repeats)
     return Profile(
         names=tuple(name for layer in layers for name in layer._modules),
-        work={**{kind: whole.seconds[kind] for kind in (F, B)}, **{kind: split.seconds[kind] for kind in (I, W)}},
-        held=whole.held,
-        waiting=split.waiting,
+        work={F: whole[F], B: whole[B], I: split[I], W: split[W]},
+        held=tuple(held),
+        waiting=tuple(waiting),
         parameters=tuple(sum(p.nbytes for p in layer.parameters()) for layer in layers),
-        outputs=whole.outputs,
+        outputs=tuple(outputs),
     )
-
-
-@dataclass
-class _Measured:
-    seconds: dict[str, tuple[float, ...]]
-    held: tuple[int, ...]
-    waiting: tuple[int, ...]
-    outputs: tuple[int, ...]
 
 
 class _Layers:
@@ -137,53 +131,40 @@ class _Layers:
         self.turn = make_turn(device)
         self.split = split
 
-    def measure(self, inputs: Tensor, targets: Tensor, repeats: int) -> _Measured:
-        """One pass to warm up, then `repeats` whose medians count; gradients add up, as over micro-batches."""
+    def measure(self, inputs: Tensor, targets: Tensor, repeats: int) -> tuple[Work, list[int], list[int], list[int]]:
+        """Seconds, and the bytes held, waiting and put out by each layer. One pass to warm up, then `repeats` whose
+        medians count; gradients add up, as over micro-batches."""
         total = count_targets(targets)
-        passes: list[list[dict[str, float]]] = []
+        passes = []
         for _ in range(1 + repeats):
-            seconds: list[dict[str, float]] = [{} for _ in self.stages]
-            held, outputs = self._forward(seconds, inputs, targets, total)
-            waiting = self._backward(seconds, held)
-            passes.append(seconds)
-        kinds = (F, I, W) if self.split else (F, B)
-        return _Measured(
-            {
-                kind: tuple(median(one[place][kind] for one in passes[1:]) for place in range(len(self.stages)))
-                for kind in kinds
-            },
-            held,
-            waiting,
-            outputs,
-        )
+            held, outputs, forward = self._forward(inputs, targets, total)
+            waiting, backward = self._backward(held)
+            passes.append(forward | backward)
+        work = {kind: tuple(map(median, zip(*(one[kind] for one in passes[1:]), strict=True))) for kind in passes[0]}
+        return work, held, waiting, outputs
 
-    def _run(self, seconds: dict[str, float], kind: str, work: Callable[[], Any]) -> tuple[Any, int]:
-        """Do the work, note its seconds; give its result and by how many bytes more is held since."""
-        before = self.meter.live
-        result, seconds[kind] = measure(self.turn, work)
-        return result, self.meter.live - before
-
-    def _forward(
-        self, seconds: Sequence[dict[str, float]], x: Tensor, targets: Tensor, total: int
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        held, outputs = [], []
-        for stage, times in zip(self.stages, seconds, strict=True):
-            target = targets if stage.loss is not None else None
+    def _forward(self, x: Tensor, targets: Tensor, total: int) -> tuple[list[int], list[int], Seconds]:
+        """By how many bytes more is held after each layer's F, its output's bytes, and its seconds."""
+        held, outputs, seconds = [], [], []
+        for stage in self.stages:
+            target, before = targets if stage.loss is not None else None, self.meter.live
             with stage.attached():
-                x, more = self._run(times, F, lambda s=stage, x=x, t=target: s.forward(0, x, 0, t, total))  # type: ignore[misc]
-            held.append(more)
+                x, took = measure(self.turn, partial(stage.forward, 0, x, 0, target, total))
+            held.append(self.meter.live - before)
             outputs.append(x.nbytes)
-        return tuple(held), tuple(outputs)
+            seconds.append(took)
+        return held, outputs, {F: seconds}
 
-    def _backward(self, seconds: Sequence[dict[str, float]], held: Sequence[int]) -> tuple[int, ...]:
+    def _backward(self, held: Sequence[int]) -> tuple[list[int], Seconds]:
+        """What is left of what was held after each layer's B, or I, and the seconds; then the W of all."""
         gradient: Tensor | None = None
         waiting = []
-        for stage, times, kept in reversed(list(zip(self.stages, seconds, held, strict=True))):
-            if self.split:
-                gradient, more = self._run(times, I, lambda s=stage, g=gradient: s.backward_input(0, g))  # type: ignore[misc]
-            else:
-                gradient, more = self._run(times, B, lambda s=stage, g=gradient: s.backward(0, g))  # type: ignore[misc]
-            waiting.append(kept + more)
-        for stage, times in reversed(list(zip(self.stages, seconds, strict=True))) if self.split else ():
-            self._run(times, W, lambda s=stage: s.backward_weight(0))  # type: ignore[misc]
-        return tuple(reversed(waiting))
+        seconds: Seconds = {kind: [] for kind in ((I, W) if self.split else (B,))}
+        for stage, kept in zip(reversed(self.stages), reversed(held), strict=True):
+            before, kind = self.meter.live, I if self.split else B
+            gradient, took = measure(self.turn, partial(stage.act, kind, 0, gradient))
+            waiting.append(kept + self.meter.live - before)
+            seconds[kind].append(took)
+        for stage in reversed(self.stages) if self.split else ():
+            seconds[W].append(measure(self.turn, partial(stage.act, W, 0, None))[1])
+        return waiting[::-1], {kind: times[::-1] for kind, times in seconds.items()}

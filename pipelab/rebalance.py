@@ -4,10 +4,10 @@ The run says how long each stage took, the profile how much of that is whose. So
 times, and then verified by running it: `train(..., at=move.at)`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipelab.costs import Costs
+from pipelab.cut_search import moves
 from pipelab.profile import Profile
 from pipelab.run import Run
 from pipelab.simulate import simulate
@@ -67,23 +67,9 @@ def suggest_move(run: Run, profile: Profile) -> Move | None:
         return float(simulate(run.schedule, Costs(layers.costs(at).work, seen.hop)).makespan)
 
     before, rank_of = step(run.at), run.schedule.placement.rank_of
-    moves = [
+    tried = [
         Move(layer, source, target, (rank_of[source], rank_of[target]), at, before, step(at))
-        for layer, source, target, at in _moves(run.at, len(profile))
+        for layer, source, target, at in moves(run.at, len(profile))
     ]
-    best = min(moves, key=lambda move: move.after, default=None)
+    best = min(tried, key=lambda move: move.after, default=None)
     return best if best is not None and best.change < -LEAST else None
-
-
-def _moves(at: tuple[int, ...], layers: int) -> Iterator[tuple[int, int, int, tuple[int, ...]]]:
-    """(layer, from stage, to stage, new cut) for each layer beside a cut whose stage has another one.
-
-    >>> list(_moves((2,), 3))
-    [(1, 0, 1, (1,))]
-    """
-    ends = (0, *at, layers)
-    for place, border in enumerate(at):
-        if border - 1 > ends[place]:
-            yield border - 1, place, place + 1, (*at[:place], border - 1, *at[place + 1 :])
-        if border + 1 < ends[place + 2]:
-            yield border, place + 1, place, (*at[:place], border + 1, *at[place + 1 :])

@@ -5,7 +5,7 @@ from typing import Any
 from pipelab.mesh import Mesh
 from pipelab.run import Run
 from pipelab.schedule import Schedule
-from pipelab.schedules import GENERATORS, build, chunks_of
+from pipelab.schedules import resized
 from pipelab.training import train
 
 NEEDS_SEVERAL = {"zero": "dp", "sequence_parallel": "tp"}
@@ -48,8 +48,9 @@ def _as_before(run: Run, mesh: Mesh) -> Schedule:
         raise ValueError(f"{in_a_step} micro-batches are not shared evenly by dp={mesh.dp}; give schedule=")
     if (mesh.pp, microbatches) == (schedule.ranks, schedule.microbatches):
         return schedule
-    name = schedule.name
-    chunks = schedule.stages // schedule.ranks if name in GENERATORS and chunks_of(name) == "any" else None
-    if name not in GENERATORS or build(name, schedule.ranks, schedule.microbatches, chunks) != schedule:
-        raise ValueError(f"{name} is not a schedule by name alone, so it cannot be built for the mesh; give schedule=")
-    return build(name, mesh.pp, microbatches, chunks)
+    built = resized(schedule, mesh.pp, microbatches)
+    if built is None:
+        raise ValueError(
+            f"{schedule.name} is not a schedule by name alone, so it cannot be built for the mesh; give schedule="
+        )
+    return built

@@ -56,17 +56,13 @@ def continued(batches: Iterable[Any], start: int) -> Iterator[Any]:
     """
     if start == 0 or not hasattr(batches, "__getitem__"):
         return iter(batches)
-    return itertools.chain([_batch(batches, start)], _from(batches, start + 1))
-
-
-def _batch(batches: Any, number: int) -> Any:
-    try:
-        return batches[number]
-    except IndexError:
-        raise ValueError(
-            f"the batches end before number {number}, where training goes on; give more of them,"
-            " or only those that are yet to come as iter(batches)"
-        ) from None
+    left = _from(batches, start)
+    for first in left:
+        return itertools.chain([first], left)
+    raise ValueError(
+        f"the batches end before number {start}, where training goes on; give more of them,"
+        " or only those that are yet to come as iter(batches)"
+    )
 
 
 def _from(batches: Any, number: int) -> Iterator[Any]:

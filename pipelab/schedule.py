@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 from pipelab.action import COMPUTE, REDUCE, Action, B, Element, I, Pair, R, U, W, parse_element, parts
@@ -192,16 +192,25 @@ class Schedule:
         try:
             rows = tuple(tuple(map(_parse_cell, line)) for line in cells)
         except ValueError:
-            raise ScheduleError.at(cells, _unreadable(cells)) from None
+            raise ScheduleError.at(cells, list(islice(_unreadable(cells), MOST_REASONS + 1))) from None
         if not rows:
             raise ScheduleError(["there is no action in this text; write one line a rank, as in: 0F0 0B0"])
+        return cls.from_rows(name, rows)
+
+    @classmethod
+    def from_rows(cls, name: str, rows: tuple[tuple[Element, ...], ...]) -> "Schedule":
+        """These rows, their shape and placement read off them. Raises ScheduleError for a number far too large.
+
+        >>> Schedule.from_rows("mine", ((Action(0, "F", 0), Action(1, "F", 0)),)).placement.rank_of
+        (0, 0)
+        """
         actions = [(rank, action) for rank, row in enumerate(rows) for element in row for action in parts(element)]
         stages = 1 + max(action.stage for _, action in actions)
         microbatches = 1 + max(action.microbatch for _, action in actions)
         try:
             refuse_too_many(max(stages, len(rows)), microbatches)
         except ValueError as error:
-            raise ScheduleError.at(cells, [_too_many(rows, stages, microbatches, error)]) from None
+            raise ScheduleError.at(rows, [_too_many(rows, stages, microbatches, error)]) from None
         votes = ((action.stage, rank) for rank, action in actions)
         return cls(name, Placement.from_votes(len(rows), stages, votes), microbatches, rows)
 
@@ -299,18 +308,14 @@ def _parse_cell(word: str) -> Element:
     return element
 
 
-def _unreadable(cells: list[list[str]]) -> list[Finding]:
-    """What is wrong with each word that is no action, up to one more than is told."""
-    found: list[Finding] = []
+def _unreadable(cells: list[list[str]]) -> Iterator[Finding]:
+    """What is wrong with each word that is no action."""
     for rank, line in enumerate(cells):
         for position, word in enumerate(line):
             try:
                 _parse_cell(word)
             except ValueError as error:
-                found.append((f"rank {rank}, position {position}: {error}", rank, position))
-                if len(found) > MOST_REASONS:
-                    return found
-    return found
+                yield f"rank {rank}, position {position}: {error}", rank, position
 
 
 def _too_many(rows: Sequence[Sequence[Element]], stages: int, microbatches: int, error: ValueError) -> Finding:

@@ -3,8 +3,8 @@
 A stage keeps, per micro-batch, its input and the end of its autograd graph; the output itself is given away.
 """
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from pipelab.action import B, I, W
 from pipelab.checkpointing import Checkpointing
 from pipelab.loss import Count, Loss, auxiliary_losses, count_targets, share_of, weighted_loss
 from pipelab.memory import ActivationMeter, Held
@@ -58,11 +59,11 @@ class Stage:
         """The auxiliary losses of this stage's layers, by micro-batch, until somebody takes them."""
         self._kept: dict[int, _Kept] = {}
 
-    def attached(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def attached(self) -> Iterator[None]:
         """The context in which the stage may run."""
-        if self.checkpointing is None:
-            return self.deferred or nullcontext()
-        return self.checkpointing.attached(self.deferred or nullcontext())
+        with self.deferred or nullcontext(), self.checkpointing.attached() if self.checkpointing else nullcontext():
+            yield
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -165,6 +166,15 @@ class Stage:
         result = self.backward_input(microbatch, gradient)
         self.backward_weight(microbatch)
         return result
+
+    def act(self, kind: str, microbatch: int, gradient: Tensor | None) -> Tensor | None:
+        """What comes after F, by its letter; `gradient` is that of the output, for B and I."""
+        if kind == B:
+            return self.backward(microbatch, gradient)
+        if kind == I:
+            return self.backward_input(microbatch, gradient)
+        (self.backward_weight if kind == W else self.recompute)(microbatch)
+        return None
 
 
 def _backward_of_both(own_loss: Tensor, end: Any, gradient: Tensor | None) -> None:

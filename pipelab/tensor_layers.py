@@ -88,16 +88,13 @@ class ColumnParallelLinear(nn.Linear):
     """
 
     dims: ClassVar[Mapping[str, int]] = {"weight": 0, "bias": 0}
+    even = "out_features"
+    """What all ranks together have, in equal parts."""
 
     def __init__(self, linear: nn.Linear, group: Group, sequence_parallel: bool) -> None:
         _take_over(self, linear)
         self.group = group
         self.enter = gather_in if sequence_parallel else copy_in
-
-    @staticmethod
-    def shared(linear: Any) -> int:
-        """How many outputs all ranks together have."""
-        return int(linear.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.product(self.enter(x, self.group))
@@ -114,16 +111,12 @@ class RowParallelLinear(nn.Linear):
     """
 
     dims: ClassVar[Mapping[str, int]] = {"weight": 1}
+    even = "in_features"
 
     def __init__(self, linear: nn.Linear, group: Group, sequence_parallel: bool) -> None:
         _take_over(self, linear)
         self.group = group
         self.leave = scatter_out if sequence_parallel else sum_out
-
-    @staticmethod
-    def shared(linear: Any) -> int:
-        """How many inputs all ranks together have."""
-        return int(linear.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.leave(self.product(x), self.group)
@@ -141,6 +134,7 @@ class VocabularyParallelEmbedding(nn.Embedding):
     """
 
     dims: ClassVar[Mapping[str, int]] = {"weight": 0}
+    even = ""  # some ranks may have a token more than others
 
     def __init__(self, embedding: nn.Embedding, group: Group, sequence_parallel: bool) -> None:
         if embedding.padding_idx is not None or embedding.max_norm is not None:
@@ -149,10 +143,6 @@ class VocabularyParallelEmbedding(nn.Embedding):
         self.group = group
         self.leave = scatter_out if sequence_parallel else sum_out
         self.first, self.end = bounds(embedding.num_embeddings, group.index, group.size)
-
-    @staticmethod
-    def shared(embedding: Any) -> None:
-        """Some ranks may have a token more than others."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         _refuse_outside(tokens, self.num_embeddings, "a token")
@@ -165,14 +155,12 @@ class VocabularyParallelHead(ColumnParallelLinear):
     """The last Linear, from features to logits. It gathers the logits of all ranks, unless the loss takes them as they
     are (`vocabulary_cross_entropy`): they are the largest activation of all."""
 
+    even = ""
+
     def __init__(self, linear: nn.Linear, group: Group, sequence_parallel: bool) -> None:
         super().__init__(linear, group, sequence_parallel)
         self.bounds = [bounds(linear.out_features, index, group.size) for index in range(group.size)]
         self.gathers = True
-
-    @staticmethod
-    def shared(linear: Any) -> None:  # type: ignore[override]
-        """Some ranks may have a logit more than others."""
 
     def forward(self, x: Tensor) -> Tensor:
         logits = super().forward(x)

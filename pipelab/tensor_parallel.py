@@ -237,9 +237,9 @@ def _counts(layers: nn.Sequential) -> Iterator[tuple[str, int]]:
         own = plan(module)
         yield from ((f"{what} of {path}", count) for what, count in (own.even.items() if own else ()))
     for path, cut in _cuts(layers).items():
-        count = cut.shared(layers.get_submodule(path))
-        if count is not None:
-            yield f"{'inputs' if cut is RowParallelLinear else 'outputs'} of {path}", count
+        if cut.even:
+            what = {"in_features": "inputs", "out_features": "outputs"}[cut.even]
+            yield f"{what} of {path}", getattr(layers.get_submodule(path), cut.even)
 
 
 def _cuts(layers: nn.Sequential) -> dict[str, type[Any]]:

@@ -214,15 +214,9 @@ def waits(schedule: Schedule) -> tuple[Wait, ...]:
         _play(schedule)
     except Stuck as stuck:
         written = _written(schedule)
-        return tuple(_wait(schedule, rank, *place, written) for rank, place in stuck.waiting.items())
+        found = ((rank, position, *written[need]) for rank, (position, need) in stuck.waiting.items())
+        return tuple(Wait(rank, at, schedule.rows[rank][at], giver, on, later) for rank, at, on, later, giver in found)
     return ()
-
-
-def _wait(
-    schedule: Schedule, rank: int, position: int, need: Action, written: dict[Action, tuple[int, int, Action]]
-) -> Wait:
-    on, at, giver = written[need]
-    return Wait(rank, position, schedule.rows[rank][position], giver, on, at)
 
 
 def cycle(found: Sequence[Wait]) -> tuple[Wait, ...]:

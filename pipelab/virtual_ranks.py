@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipelab.clock import Measures, make_clock, make_turn
+from pipelab.clock import Turn, make_clock, make_turn
 from pipelab.collectives import Group
 from pipelab.collector import collector_at_rest
 from pipelab.failure import Fate, RunError, hang
@@ -42,7 +42,7 @@ class VirtualRanks(Ranks):
         groups = all_groups(mesh, job.program.placement, job.ties)
         super().__init__(job, [self._place(job, groups, rank, turn) for rank in range(mesh.size)], tell)
 
-    def _place(self, job: Job, groups: Groups, global_rank: int, turn: Measures) -> Place:
+    def _place(self, job: Job, groups: Groups, global_rank: int, turn: Turn) -> Place:
         dp, _, tp = job.mesh.coordinates(global_rank)
         clock = make_clock(job.clock, job.device, turn)
         seats = {}

@@ -6,6 +6,7 @@ their orders do not fit together). Read next: `failure`.
 """
 
 from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 
 from pipelab.flight_recorder import RUNNING, TURN, WAITING, Note
 
@@ -41,26 +42,16 @@ def cycle(graph: Graph) -> tuple[int, ...]:
     >>> cycle({0: (1,), 1: (2,), 2: (1,)})
     (1, 2)
     """
-    done: set[int] = set()
-    for start in sorted(graph):
-        path: list[int] = []
-        found = _circle(start, graph, path, done)
-        if found:
-            first = found.index(min(found))
-            return (*found[first:], *found[:first])
-    return ()
-
-
-def _circle(rank: int, graph: Graph, path: list[int], done: set[int]) -> tuple[int, ...]:
-    if rank in path:
-        return tuple(path[path.index(rank) :])
-    if rank in done:
-        return ()
-    path.append(rank)
-    for peer in graph.get(rank, ()):
-        if found := _circle(peer, graph, path, done):
-            return found
-    done.add(path.pop())
+    sorter = TopologicalSorter[int](dict.fromkeys(sorted(graph), ()))
+    for rank, peers in graph.items():
+        for peer in peers:
+            sorter.add(peer, rank)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        *found, _ = error.args[1]  # it ends where it begins
+        first = found.index(min(found))
+        return (*found[first:], *found[:first])
     return ()
 
 

@@ -151,7 +151,7 @@ def _culprit_forward(stage: "Stage", microbatch: int, step: int, x: Tensor) -> s
 
     with ExitStack() as hooks, torch.no_grad():
         for path, module in layer.named_modules():
-            hooks.callback(module.register_forward_hook(seen(_join(name, path))).remove)
+            hooks.callback(module.register_forward_hook(seen(".".join(filter(None, (name, path))))).remove)
         stage.randomness.run(name, layer, x.clone(), step, microbatch)
     return found[0] if found else name or None  # inner modules end before the outer
 
@@ -178,7 +178,3 @@ def _culprit_backward(
         if not_finite(gradient) is not None:
             return name
     return steps[0][0]
-
-
-def _join(name: str, path: str) -> str:
-    return f"{name}.{path}" if path else name

@@ -5,7 +5,6 @@ norm, each rank's optimizer steps, and with ZeRO-1 the updated shares are gather
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -21,19 +20,15 @@ from pipelab.zero import ShardedUpdate
 Rate = Callable[[int], float]
 """By what the learning rate is multiplied at a step."""
 
-
-class Part(NamedTuple):
-    """Gradients that several ranks have in parts, to be summed over a group."""
-
-    bucket: Bucket
-    group: Group
+Parts = Iterator[tuple[Bucket, Group]]
+"""Gradients that several ranks have in parts, to be summed over a group."""
 
 
 class WeightUpdate:
     """The end of one rank's step, for its `layers` by stage, of whose parameters `tied` are shared with other stages.
 
-    `sums` sums over replicas while the row goes on, where there are replicas. `norm` is that of the last step's
-    gradients over the whole model, where there is a limit `clip`.
+    `sums` sums over replicas while the row goes on, where there are replicas; `shares` are those of ZeRO-1. `norm` is
+    that of the last step's gradients over the whole model, where there is a limit `clip`.
     """
 
     def __init__(
@@ -47,8 +42,9 @@ class WeightUpdate:
         own = {stage: [p for p in part.parameters() if id(p) not in self._tied] for stage, part in layers.items()}
         self.sums = self._sums(own, zero)
         alone = [parameter for parameters in own.values() for parameter in parameters]
-        shares = self.sums.shares if isinstance(self.sums, ShardedUpdate) else []
-        self.stepped = [*dict.fromkeys([*(() if shares else alone), *tied.values()]), *(share.own for share in shares)]
+        self.shares = self.sums.shares if isinstance(self.sums, ShardedUpdate) else []
+        whole = [*(() if self.shares else alone), *tied.values()]
+        self.stepped = [*dict.fromkeys(whole), *(share.own for share in self.shares)]
         self.parts = [*self._of_tied(tied), *self._of_sequence_shards(own)]
         self._counted = self._which_count(tied)
         self.optimizer = optimizer(self.stepped) if self.stepped else None
@@ -76,39 +72,37 @@ class WeightUpdate:
             went += self.sums.gather()
         return went
 
-    def _sums(self, own: Mapping[int, list[nn.Parameter]], zero: bool) -> GradientSum | ShardedUpdate | None:
+    def _sums(self, own: Mapping[int, list[nn.Parameter]], zero: bool) -> GradientSum | None:
         if self.place.dp is None:
             return None
         if zero:
             return ShardedUpdate(self.place.dp, own, lambda p: (id(p) in self._sharded, id(p) in self._partial))
         return GradientSum(self.place.dp, own)
 
-    def _of_tied(self, tied: Mapping[int, nn.Parameter]) -> Iterator[Part]:
+    def _of_tied(self, tied: Mapping[int, nn.Parameter]) -> Parts:
         """A tied weight has its last gradient when all its stages have: so it is summed at the end."""
         for number, parameter in tied.items():
             bucket = Bucket(0, number, (parameter,))
             for group in (self.place.dp, self.place.seats.get(tie_name(number))):
                 if group is not None:
-                    yield Part(bucket, group)
+                    yield bucket, group
 
-    def _of_sequence_shards(self, own: Mapping[int, list[nn.Parameter]]) -> Iterator[Part]:
+    def _of_sequence_shards(self, own: Mapping[int, list[nn.Parameter]]) -> Parts:
         """Shards of a sequence have each their part of the gradient of weights that all of them have whole."""
         if self.place.tp is None or not self._partial:
             return
-        if isinstance(self.sums, ShardedUpdate):
-            shares = [share for share in self.sums.shares if id(share.bucket.parameters[0]) in self._partial]
-            yield from (Part(share.bucket._replace(parameters=(share.own,)), self.place.tp) for share in shares)
-            return
+        for share in self.shares:
+            if id(share.bucket.parameters[0]) in self._partial:
+                yield share.bucket._replace(parameters=(share.own,)), self.place.tp
         for stage, parameters in own.items():
             parts = tuple(parameter for parameter in parameters if id(parameter) in self._partial)
-            if parts:
-                yield Part(Bucket(stage, 0, parts), self.place.tp)
+            if parts and not self.shares:
+                yield Bucket(stage, 0, parts), self.place.tp
 
     def _which_count(self, tied: Mapping[int, nn.Parameter]) -> list[nn.Parameter]:
         """Of all copies of a weight one counts in the norm: on the first replica, shard, and rank that has it."""
         first = {axis: axis not in self.place.seats or self.place.seats[axis].index == 0 for axis in ("tp", "dp")}
-        shares = self.sums.shares if isinstance(self.sums, ShardedUpdate) else []
-        share_of = {id(share.own): share.bucket.parameters[0] for share in shares}
+        share_of = {id(share.own): share.bucket.parameters[0] for share in self.shares}
         elsewhere = {
             id(parameter)
             for number, parameter in tied.items()
@@ -138,11 +132,9 @@ class WeightUpdate:
             device = self.stepped[0].device if self.stepped else total.device
             total = everybody.finish(everybody.start(ALL_REDUCE, total.view(1).to(device)))[0]
             meetings = everybody.taken()
-        self.norm = total.sqrt().item()
-        scale = min(1.0, most / (self.norm + 1e-6))
-        for parameter in self.stepped:
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale)
+        total = total.sqrt()
+        nn.utils.clip_grads_with_norm_(self.stepped, most, total)
+        self.norm = total.item()
         return meetings
 
 

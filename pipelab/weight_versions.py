@@ -5,7 +5,7 @@ Narayanan et al. 2019, section 3.3). Read first: `stage`. What the numbers must 
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -144,37 +144,23 @@ class UpdatingStage(Stage):
         super().__init__(layers, meter=meter, **rest)
         self.versions = WeightVersions(layers, optimizer, meter)
 
-    def attached(self) -> AbstractContextManager[object]:
+    @contextmanager
+    def attached(self) -> Iterator[None]:
         """The context in which the stage may run."""
-        return _both(super().attached(), self.versions.attached())
+        with super().attached(), self.versions.attached():
+            yield
 
     def forward(self, microbatch: int, x: Tensor, step: int, target: Tensor | None = None, total: int = 1) -> Tensor:
         """Run the layers, with the latest weights."""
         self.versions.use(microbatch)
         return super().forward(microbatch, x, step, target, total)
 
-    def recompute(self, microbatch: int) -> None:
-        """R, with the weights of the micro-batch's own forward."""
+    def act(self, kind: str, microbatch: int, gradient: Tensor | None) -> Tensor | None:
+        """What comes after F, with the weights of the micro-batch's own forward."""
         self.versions.use(microbatch)
-        super().recompute(microbatch)
-
-    def backward_input(self, microbatch: int, gradient: Tensor | None) -> Tensor | None:
-        """I, with the weights of the micro-batch's own forward."""
-        self.versions.use(microbatch)
-        return super().backward_input(microbatch, gradient)
-
-    def backward_weight(self, microbatch: int) -> None:
-        """W, for the weights of the micro-batch's own forward."""
-        self.versions.use(microbatch)
-        super().backward_weight(microbatch)
+        return super().act(kind, microbatch, gradient)
 
     @torch.no_grad()
     def update(self, microbatch: int) -> tuple[int, int]:
         """U: step the optimizer with the gradient of this micro-batch; gives its staleness, and the bytes then held."""
         return self.versions.update(microbatch), self.versions.bytes
-
-
-@contextmanager
-def _both(first: AbstractContextManager[object], second: AbstractContextManager[object]) -> Iterator[None]:
-    with first, second:
-        yield

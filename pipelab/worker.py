@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pipelab.action import MESSAGES, REDUCE, Action, B, Element, F, I, R, U, W, parts
+from pipelab.action import REDUCE, Action, Element, F, U, parts
 from pipelab.clock import Clock
 from pipelab.collectives import Group, Volume, add_traffic, traffic_of
 from pipelab.costs import Link, Network
 from pipelab.data_parallel import GradientSum
-from pipelab.dependencies import T, gives, needs
+from pipelab.dependencies import T, gives, taken
 from pipelab.flight_recorder import FlightRecorder
 from pipelab.holdings import Counted, Moment
-from pipelab.lower import CARRIES, RECEIVED_FROM, Program
+from pipelab.lower import CARRIES, Program
 from pipelab.memory import ActivationMeter, Held
 from pipelab.microbatches import Microbatches
 from pipelab.record import Record, parameter_bytes
@@ -26,14 +26,12 @@ from pipelab.stage import Stage
 from pipelab.trace import Span
 from pipelab.transport import Message, Transport
 from pipelab.weight_versions import Update, UpdatingStage
-from pipelab.zero import ShardedUpdate
 
 
 class _Task(NamedTuple):
     """One action of computing, and what its row tells of it beforehand."""
 
     action: Action
-    compute: Callable[["_Task", Microbatches, Record], Tensor | None]
     need: Action | None
     """The value of another stage that it takes, if any."""
     gives: Action | None
@@ -77,7 +75,7 @@ class Worker:
     def __init__(
         self, rank: int, program: Program, stages: Mapping[int, Stage], *,
         transport: Transport, clock: Clock, meter: ActivationMeter, link: Link | Network, members: Sequence[int],
-        blocking: bool = False, tp: Group | None = None, sums: GradientSum | ShardedUpdate | None = None,
+        blocking: bool = False, tp: Group | None = None, sums: GradientSum | None = None,
     ) -> None:  # fmt: skip
         self.rank = rank
         self.members = members
@@ -97,13 +95,6 @@ class Worker:
         self._values: dict[Action, tuple[Tensor, Action, Held | None]] = {}
         self._counted: dict[tuple[torch.Size, ...], Counted] = {}
         self._sent = {(s.stage, CARRIES[s.kind]) for e in program.rows[rank] for s in parts(e) if s.kind in CARRIES}
-        self._compute: dict[str, Callable[[_Task, Microbatches, Record], Tensor | None]] = {
-            F: self._forward,
-            B: self._backward,
-            I: self._backward_input,
-            W: self._backward_weight,
-            R: self._recompute,
-        }
         self._row = [(step, *self._planned(step)) for step in program.rows[rank]]
         self._parameter_bytes = parameter_bytes({stage: own.layers for stage, own in stages.items()}, sums)
 
@@ -130,13 +121,12 @@ class Worker:
 
     def _planned(self, step: Element) -> tuple[Callable[[Any, _Progress], None], Any]:
         """Which method executes a step of the row, and what it is given: all that can be looked up beforehand."""
-        if isinstance(step, Action) and step.kind in MESSAGES:
+        if isinstance(step, Action) and (send := self.program.send_of(step)) is not None:
             peer = self.program.peer(step)
-            send = peer if step.kind in RECEIVED_FROM else step
             value = Action(send.stage, CARRIES[send.kind], send.microbatch)
             other = self._global_rank_of(peer)
             message = _Message(step, peer, other, value, self.link.among((self.global_rank, other)))
-            return (self._receive if send is peer else self._send), message
+            return (self._send if send == step else self._receive), message
         if isinstance(step, Action) and step.kind == U:
             return self._update, step
         if isinstance(step, Action) and step.kind == REDUCE:
@@ -145,12 +135,10 @@ class Worker:
 
     def _task(self, action: Action) -> _Task:
         schedule = self.program.schedule
-        needed = needs(action, schedule.stages, schedule.groups)
-        of_others = [need for need in needed if need.stage != action.stage or need.kind == T]  # one; none at an end
         given = gives(action, schedule.stages, schedule.groups)
         stays = action.kind == F and given[:2] not in self._sent
-        need, name = of_others[0] if of_others else None, given if self._is_needed(given) else None
-        return _Task(action, self._compute[action.kind], need, name, stays)
+        need = taken(action, schedule.stages, schedule.groups)
+        return _Task(action, need, given if self._is_needed(given) else None, stays)
 
     def _is_needed(self, given: Action) -> bool:
         """What the last stage makes goes nowhere, but for the tokens of generation into a round still to come."""
@@ -177,9 +165,9 @@ class Worker:
     def _work(self, plan: tuple[Element, list[_Task]], now: _Progress) -> None:
         """Compute; notes the span, and what is held meanwhile and afterwards."""
         element, tasks = plan
-        batch, record = now.batch, now.record
+        record = now.record
         self.recorder.queueing(element)
-        outputs, start, end = self.clock.run(lambda: self._perform_all(element, tasks, batch, record))
+        outputs, start, end = self.clock.run(lambda: self._perform_all(element, tasks, now))
         for task, output in zip(tasks, outputs, strict=True):
             if output is not None and task.gives is not None:
                 self._values[task.gives] = output, task.action, self.meter.hold(output) if task.stays else None
@@ -195,9 +183,7 @@ class Worker:
             self._note_meetings(self.tp, element, record)
         now.waited = None
 
-    def _perform_all(
-        self, element: Element, tasks: list[_Task], batch: Microbatches, record: Record
-    ) -> list[Tensor | None]:
+    def _perform_all(self, element: Element, tasks: list[_Task], now: _Progress) -> list[Tensor | None]:
         """Once it is this rank's turn."""
         self.recorder.running(element)
         if self.tp is not None:
@@ -205,7 +191,11 @@ class Worker:
         outputs = []
         for task in tasks:
             self.meter.owner = task.action
-            outputs.append(task.compute(task, batch, record))
+            if task.action.kind == F:
+                outputs.append(self._forward(task, now.batch, now.record))
+            else:
+                stage, kind, microbatch = task.action
+                outputs.append(self.stages[stage].act(kind, now.batch.first + microbatch, self._from_others(task)))
         return outputs
 
     def _count(self) -> Moment:
@@ -309,20 +299,6 @@ class Worker:
             return y
         record.losses[number] = y.item()
         return None
-
-    def _backward(self, task: _Task, batch: Microbatches, record: Record) -> Tensor | None:
-        number = batch.first + task.action.microbatch
-        return self.stages[task.action.stage].backward(number, self._from_others(task))
-
-    def _backward_input(self, task: _Task, batch: Microbatches, record: Record) -> Tensor | None:
-        number = batch.first + task.action.microbatch
-        return self.stages[task.action.stage].backward_input(number, self._from_others(task))
-
-    def _backward_weight(self, task: _Task, batch: Microbatches, record: Record) -> None:
-        self.stages[task.action.stage].backward_weight(batch.first + task.action.microbatch)
-
-    def _recompute(self, task: _Task, batch: Microbatches, record: Record) -> None:
-        self.stages[task.action.stage].recompute(batch.first + task.action.microbatch)
 
     def _watched(self, stage: Stage, record: Record) -> None:
         if (watch := stage.watch) is not None:

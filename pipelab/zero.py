@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipelab.action import GATHER, REDUCE, Action
+from pipelab.action import GATHER, Action
 from pipelab.collectives import ALL_GATHER, REDUCE_SCATTER, Group, Meeting, Started
-from pipelab.data_parallel import Bucket, buckets
+from pipelab.data_parallel import Bucket, GradientSum
 
 
 class Share:
@@ -37,45 +37,22 @@ class Share:
         return [part.view_as(parameter) for part, parameter in zip(parts, self.bucket.parameters, strict=True)]
 
 
-class ShardedUpdate:
-    """Like `data_parallel.GradientSum`, but each replica gets the sums of its `shares` alone; `gather` comes after the
-    optimizer's step. Parameters of different `kind` never share a bucket."""
+class ShardedUpdate(GradientSum):
+    """Like `GradientSum`, but each replica gets the sums of its `shares` alone, one a bucket; `gather` comes after the
+    optimizer's step."""
 
     def __init__(
-        self,
-        group: Group,
-        parameters: Mapping[int, Iterable[nn.Parameter]],
-        kind: Callable[[nn.Parameter], Hashable],
+        self, group: Group, parameters: Mapping[int, Iterable[nn.Parameter]], kind: Callable[[nn.Parameter], Hashable]
     ) -> None:
-        self.group = group
-        self.shares = [
-            Share(bucket, group.index, group.size)
-            for stage, own in parameters.items()
-            for bucket in buckets(stage, own, kind=kind)
-        ]
-        self._under_way: list[tuple[Share, Started]] = []
+        super().__init__(group, parameters, kind)
+        self._share_of = {bucket: Share(bucket, group.index, group.size) for bucket in self.buckets}
+        self.shares = list(self._share_of.values())
 
-    @property
-    def under_way(self) -> int:
-        """The bytes of what was begun and is not finished."""
-        return sum(started.nbytes for _, started in self._under_way)
+    def _start(self, bucket: Bucket) -> Started:
+        return self.group.start(REDUCE_SCATTER, self._share_of[bucket].shares(bucket.flat()))
 
-    @torch.no_grad()
-    def start(self, stage: int) -> None:
-        """Begin to sum the gradients of a stage; the rank goes on working."""
-        for share in self.shares:
-            if share.bucket.stage == stage:
-                started = self.group.start(REDUCE_SCATTER, share.shares(share.bucket.flat()))
-                self._under_way.append((share, started))
-
-    @torch.no_grad()
-    def finish(self) -> Iterator[tuple[Action, Meeting]]:
-        """Wait for all that was begun: then each share has its gradient. Gives each bucket with when it went."""
-        under_way, self._under_way = self._under_way, []
-        for share, started in under_way:
-            share.own.grad = self.group.finish(started)
-            (meeting,) = self.group.taken()
-            yield Action(share.bucket.stage, REDUCE, share.bucket.number), meeting
+    def _finish(self, bucket: Bucket, total: Tensor) -> None:
+        self._share_of[bucket].own.grad = total
 
     @torch.no_grad()
     def gather(self) -> Iterator[tuple[Action, Meeting]]:

@@ -18,10 +18,9 @@ from pipelab.explain.replay import Steps
 from pipelab.explain.times import hop_times, own_times
 from pipelab.placement import Placement
 from pipelab.schedule import Schedule
-from pipelab.schedules import SCHEDULES, build, chunks_of
+from pipelab.schedules import SCHEDULES, build, chunks_of, resized
 from pipelab.simulate import simulate
 from pipelab.trace import Number, Trace, plain
-from pipelab.units import rank_of
 from pipelab.validate import complete
 
 MOST_ACTIONS = 20_000
@@ -44,11 +43,9 @@ class Change(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What a trace tells of the model and the machine: the work of each stage, and the messages."""
+    """What a trace tells of the model and the machine: the rows, the work of each stage, and the messages."""
 
-    ranks: int
-    microbatches: int
-    rank_of: tuple[int, ...]
+    schedule: Schedule
     work: dict[str, list[Number]]
     hops: dict[Value, Number]
 
@@ -58,7 +55,7 @@ class Model(NamedTuple):
             kind: [share(time, parts) for time in recut(times, placement.stages)] for kind, times in self.work.items()
         }
         costs = Costs.per_stage(**work, hop=middle([*self.hops.values()]) if self.hops else 0)
-        return Costs(costs.work, self.hops) if placement.rank_of == self.rank_of else costs
+        return Costs(costs.work, self.hops) if placement == self.schedule.placement else costs
 
 
 def changes(steps: Steps, replays: Replays) -> tuple[tuple[Change, ...], tuple[str, ...]]:
@@ -83,7 +80,7 @@ def changes(steps: Steps, replays: Replays) -> tuple[tuple[Change, ...], tuple[s
         model = read_model(steps)
         if steps.trace.schedule in OTHER_TRAINING:
             raise ValueError(f"none of them trains as {steps.trace.schedule} does")
-        tried += _more_microbatches(steps, steady, model)
+        tried += _more_microbatches(steady, model)
         tried += _other_schedules(steps, steady, model)
     except ValueError as error:
         notes.append(f"Other schedules were not tried: {error}.")
@@ -115,14 +112,7 @@ def rows_of(trace: Trace) -> Schedule:
     True
     """
     rows = tuple(tuple(span.action for span in row if span.action[1] != R) for row in trace.compute)
-    home = rank_of(trace)
-    actions = [action for row in rows for element in row for action in parts(element)]
-    stages, microbatches = (
-        1 + max(numbers) for numbers in zip(*((a.stage, a.microbatch) for a in actions), strict=True)
-    )
-    return Schedule(
-        trace.schedule, Placement(trace.ranks, tuple(home.get(s, 0) for s in range(stages))), microbatches, rows
-    )
+    return Schedule.from_rows(trace.schedule, rows)
 
 
 def read_model(steps: Steps) -> Model:
@@ -144,8 +134,7 @@ def read_model(steps: Steps) -> Model:
             raise ValueError(f"the trace does not tell how long a forward of stage {stage} takes by itself")
         for kind, time in ((F, forward), (I, half + share(again[stage], schedule.microbatches)), (W, weight)):
             work[kind].append(time)
-    ranks, microbatches = schedule.ranks, schedule.microbatches
-    return Model(ranks, microbatches, schedule.placement.rank_of, work, hop_times(steps))
+    return Model(schedule, work, hop_times(steps))
 
 
 def _recomputing(steps: Steps) -> dict[int, Number]:
@@ -176,25 +165,22 @@ def _change(what: str, steady: Trace, trace: Trace, size: int = 1, assumes: str 
     return Change(what, trace, plain(steady.makespan - trace.makespan), peak, assumes)
 
 
-def _more_microbatches(steps: Steps, steady: Trace, model: Model) -> Iterator[Change]:
+def _more_microbatches(steady: Trace, model: Model) -> Iterator[Change]:
     """The same batch in twice as many micro-batches, where the rows are those of a name."""
-    name, twice = steps.trace.schedule, 2 * model.microbatches
-    if name in SCHEDULES:
-        chunks = len(model.rank_of) // model.ranks if chunks_of(name) == "any" else None
-        if build(name, model.ranks, model.microbatches, chunks).rows == rows_of(steps.trace).rows:
-            schedule = build(name, model.ranks, twice, chunks)
-            trace = simulate(schedule, model.costs(schedule.placement, parts=2))
-            what = f"the same batch in {twice} micro-batches instead of {model.microbatches}"
-            yield _change(what, steady, trace, 2, "half a micro-batch takes half the time")
+    known = model.schedule
+    if (schedule := resized(known, known.ranks, 2 * known.microbatches)) is not None:
+        trace = simulate(schedule, model.costs(schedule.placement, parts=2))
+        what = f"the same batch in {schedule.microbatches} micro-batches instead of {known.microbatches}"
+        yield _change(what, steady, trace, 2, "half a micro-batch takes half the time")
 
 
 def _other_schedules(steps: Steps, steady: Trace, model: Model) -> Iterator[Change]:
-    rows = rows_of(steps.trace).rows
-    has_split = any(action.kind == I for row in rows for element in row for action in parts(element))
+    known = model.schedule
+    has_split = any(action.kind == I for _, _, action in known.actions())
     recomputes = bool(_recomputing(steps))
-    chunks = len(model.rank_of) // model.ranks
+    chunks = known.stages // known.ranks
     for schedule in _schedules(steps, model, sorted({2, max(chunks, 2)})):
-        if schedule.rows == rows or not complete(schedule):
+        if schedule.rows == known.rows or not complete(schedule):
             continue
         trace = simulate(schedule, model.costs(schedule.placement))
         splits = not has_split and any(action.kind == I for _, _, action in schedule.actions())
@@ -210,7 +196,7 @@ def _other_schedules(steps: Steps, steady: Trace, model: Model) -> Iterator[Chan
 
 def _schedules(steps: Steps, model: Model, many: Sequence[int]) -> Iterator[Schedule]:
     """The named schedules of the same shape, with the same number of micro-batches."""
-    P, M = model.ranks, model.microbatches
+    P, M = model.schedule.ranks, model.schedule.microbatches
     for name in SCHEDULES:
         if name == "zb-auto":
             if P * M <= MOST_SEARCHED:

@@ -8,6 +8,7 @@ from pipelab.explain.path import Leg, chain_before, critical_path
 from pipelab.explain.replay import Steps
 from pipelab.explain.times import even_times, hop_times, own_times
 from pipelab.trace import Number, Trace, plain
+from pipelab.units import origin
 
 WARM_UP, COOL_DOWN, DEPENDENCY = "warm-up", "cool-down", "dependency"
 COMMUNICATION, IMBALANCE, JITTER = "communication", "imbalance", "jitter"
@@ -122,7 +123,7 @@ def idle_by_cause(pauses: Sequence[Pause], ranks: int) -> tuple[dict[str, Number
 
 def _edges(trace: Trace) -> list[list[tuple[Number, Number]]]:
     """For each rank where its pauses begin and end: before each of its actions, and after the last one."""
-    begin = min(row[0].start for row in trace.compute if row)
+    begin = origin(trace)
     end = max(row[-1].end for row in trace.compute if row)
     return [
         list(zip([begin, *(span.end for span in row)], [*(span.start for span in row), end], strict=True))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from pipelab.action import Element, parts
 from pipelab.explain.replay import Need, Steps, result
 from pipelab.trace import Number
+from pipelab.units import origin
 
 
 class Leg(NamedTuple):
@@ -38,7 +39,7 @@ def critical_path(steps: Steps) -> tuple[Leg, ...]:
     """
     last = max(range(len(steps.spans)), key=lambda place: (steps.spans[place].end, steps.spans[place].start))
     span = steps.spans[last]
-    legs = [Leg("work", span.rank, span.action, span.start, span.end), *_backwards(steps, last, steps.begin)]
+    legs = [Leg("work", span.rank, span.action, span.start, span.end), *_backwards(steps, last, origin(steps.trace))]
     return tuple(leg for leg in reversed(legs) if leg.end > leg.start)
 
 

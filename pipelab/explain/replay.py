@@ -4,9 +4,9 @@ A replay starts every action of a trace as early as its rank and its inputs allo
 Read next: `times`, then `path`.
 """
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from itertools import chain, pairwise
 from typing import NamedTuple
 
@@ -60,16 +60,6 @@ class Steps:
             place - 1 if place and spans[place - 1].rank == span.rank else None for place, span in enumerate(spans)
         )
         return cls(trace, spans, before, needed, _order(spans, before, needed))
-
-    @property
-    def begin(self) -> Number:
-        """When the step begins."""
-        return min(row[0].start for row in self.trace.compute if row)
-
-    @property
-    def end(self) -> Number:
-        """When the step ends."""
-        return max(row[-1].end for row in self.trace.compute if row)
 
     def replay(self, times: Sequence[Number], hops: Mapping[Value, Number]) -> Trace:
         """The trace of the same rows when span i lasts `times[i]` and each message takes `hops[value]` (else 0).
@@ -140,25 +130,12 @@ def _needs(place: int, spans: Sequence[Span], places: Mapping[Action, int], stag
 
 
 def _order(spans: Sequence[Span], before: Sequence[int | None], needed: Sequence[Sequence[Need]]) -> tuple[int, ...]:
-    """An order in which every span comes after what it waits for (Kahn 1962)."""
-    first = [{need.giver for need in needs} for needs in needed]
+    """An order in which every span comes after what it waits for."""
+    first = {place: {need.giver for need in needs} for place, needs in enumerate(needed)}
     for place, one in enumerate(before):
         first[place] |= set() if one is None else {one}
-    after: list[list[int]] = [[] for _ in spans]
-    for place, givers in enumerate(first):
-        for giver in givers:
-            after[giver].append(place)
-    left = [len(givers) for givers in first]
-    ready = deque(place for place, count in enumerate(left) if not count)
-    order = []
-    while ready:
-        place = ready.popleft()
-        order.append(place)
-        for later in after[place]:
-            left[later] -= 1
-            if not left[later]:
-                ready.append(later)
-    if len(order) < len(spans):
-        stuck = next(span for span, count in zip(spans, left, strict=True) if count)
-        raise ValueError(f"these rows cannot have run in this order: {stuck.action} waits for itself in a circle")
-    return tuple(order)
+    try:
+        return tuple(TopologicalSorter(first).static_order())
+    except CycleError as error:
+        stuck = spans[min(error.args[1])].action
+        raise ValueError(f"these rows cannot have run in this order: {stuck} waits for itself in a circle") from None

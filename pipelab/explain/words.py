@@ -19,7 +19,7 @@ from pipelab.explain.idle import (
 )
 from pipelab.explain.path import Leg
 from pipelab.trace import Number, Trace, number, plain, ratio
-from pipelab.units import CLOCK_NAMES, Unit, digits, percent, rank_of, time_unit
+from pipelab.units import CLOCK_NAMES, Unit, digits, listed, percent, rank_of, time_unit
 
 if TYPE_CHECKING:
     from pipelab.explain import Explanation
@@ -112,7 +112,7 @@ def _idle(trace: Trace, idle: Sequence[Mapping[str, Number]], unit: Unit) -> str
     sums = {cause: plain(sum(causes[cause] for causes in idle)) for cause in CAUSES}
     shown = [f"{unit.text(time)} {OF_CAUSE[cause]}" for cause, time in sums.items() if time > WORTH_SAYING * total]
     share = percent(ratio(total, trace.ranks * trace.makespan))
-    return f"All ranks together are idle for {unit.text(total)}, {share} of the step: {_listed(shown)}."
+    return f"All ranks together are idle for {unit.text(total)}, {share} of the step: {listed(shown)}."
 
 
 def _meetings(trace: Trace, unit: Unit) -> str:
@@ -144,7 +144,7 @@ def _late(pause: Pause) -> str:
         return "which is on its way"
     if len(work) == 1:
         return "which is still running" + ", and then on its way" * (hops > 0)
-    chain = f"{_listed([str(leg.action) for leg in work])} run"
+    chain = f"{listed([str(leg.action) for leg in work])} run"
     if len(work) > MOST_NAMED:
         first, last = work[0], work[-1]
         chain = f"{len(work)} actions, {first.action} on rank {first.rank} to {last.action} on rank {last.rank}, run"
@@ -211,8 +211,3 @@ def _length(legs: Sequence[Leg]) -> Number:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
-
-
-def _listed(words: Sequence[str]) -> str:
-    """a, b and c"""
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -97,7 +97,8 @@ CLOSED_FORMS = {
         zero.interleaved_zb_peak_until_input,
         chunks="any",
     ),
-    "zb-h1": ClosedForm(zero.zb_h1_makespan, zero.zb_h1_span, zero.zb_h1_peak, zero.zb_h1_peak_until_input),
+    # Until I it holds what 1F1B does, whose forwards and I it has (Qi et al. 2024, section 2.3).
+    "zb-h1": ClosedForm(zero.zb_h1_makespan, zero.zb_h1_span, zero.zb_h1_peak, whole.one_f_one_b_peak),
     "zb-h2": ClosedForm(zero.zb_h2_makespan, zero.zb_h2_span, zero.zb_h2_peak, zero.zb_h2_peak_until_input),
     "zb-v": ClosedForm(vee.zb_v_makespan, vee.zb_v_span, vee.zb_v_peak, chunks=2),
     "v-half": ClosedForm(vee.v_half_makespan, vee.v_half_makespan, vee.v_half_peak, chunks=2),

@@ -4,7 +4,6 @@ from fractions import Fraction
 
 from pipelab.counts import round_sizes
 from pipelab.formulas.case import Case, positive, round_trips, within
-from pipelab.formulas.whole_backward import one_f_one_b_peak
 
 
 def zb_h1_makespan(case: Case) -> Fraction:
@@ -48,19 +47,16 @@ def zb_h1_peak(case: Case, rank: int) -> int:
     return min(case.P, case.M)
 
 
-def zb_h1_peak_until_input(case: Case, rank: int) -> int:
-    """As in 1F1B, whose forwards and I it has. Any P and M (Qi et al. 2024, section 2.3)."""
-    return one_f_one_b_peak(case, rank)
-
-
 def zb_h2_span(case: Case) -> Fraction:
     """M(F+I+W) + (P-1)(F+I-2W+2 hop): rank 0 waits for the first I, and its 2(P-1) further forwards fill the time.
 
     For M >= 2P-1, W <= F, 2W <= F+I and 2 hop <= F+I-W (Qi et al. 2024, section 2.3 and table 2; the bound on the hop
     found by simulation). With F = I = W and no hop the bubble is zero.
     """
-    _zb_h2_domain(case)
-    return case.ideal + (case.P - 1) * (case.F + case.I - 2 * case.W + 2 * case.hop)
+    F, I, W = case.F, case.I, case.W  # noqa: E741
+    inside = case.M >= 2 * case.P - 1 and W <= F and 2 * W <= F + I and 2 * case.hop <= F + I - W
+    within(case, inside, "zb-h2", "M >= 2P-1, W <= F, 2W <= F+I and 2 hop <= F+I-W")
+    return case.ideal + (case.P - 1) * (F + I - 2 * W + 2 * case.hop)
 
 
 def zb_h2_makespan(case: Case) -> Fraction:
@@ -68,14 +64,7 @@ def zb_h2_makespan(case: Case) -> Fraction:
 
     In the domain of the span (derived here): zero bubble is a parallelogram, and its makespan is longer.
     """
-    _zb_h2_domain(case)
     return max(zb_h2_span(case), case.ideal + (case.P - 1) * (case.F + case.hop))
-
-
-def _zb_h2_domain(case: Case) -> None:
-    F, I, W = case.F, case.I, case.W  # noqa: E741
-    inside = case.M >= 2 * case.P - 1 and W <= F and 2 * W <= F + I and 2 * case.hop <= F + I - W
-    within(case, inside, "zb-h2", "M >= 2P-1, W <= F, 2W <= F+I and 2 hop <= F+I-W")
 
 
 def zb_h2_peak(case: Case, rank: int) -> int:
@@ -95,18 +84,14 @@ def interleaved_zb_makespan(case: Case) -> Fraction:
     """
     if case.V == 1:
         return zb_h1_makespan(case)
-    return _interleaved_zb(case)
+    inside = case.M >= case.P and case.W <= case.F and case.W <= case.I and not case.hop
+    within(case, inside, "interleaved-zb", "M >= P, W <= F, W <= I and hop 0, or V=1")
+    return case.ideal + (case.P - 1) * (case.F + case.I - case.W) / case.V
 
 
 def interleaved_zb_span(case: Case) -> Fraction:
     """The makespan, in its domain."""
-    return zb_h1_span(case) if case.V == 1 else _interleaved_zb(case)
-
-
-def _interleaved_zb(case: Case) -> Fraction:
-    inside = case.M >= case.P and case.W <= case.F and case.W <= case.I and not case.hop
-    within(case, inside, "interleaved-zb", "M >= P, W <= F, W <= I and hop 0, or V=1")
-    return case.ideal + (case.P - 1) * (case.F + case.I - case.W) / case.V
+    return zb_h1_span(case) if case.V == 1 else interleaved_zb_makespan(case)
 
 
 def interleaved_zb_peak(case: Case, rank: int) -> Fraction:

@@ -62,11 +62,6 @@ def unpack(data: bytes) -> Any:
     return torch.load(io.BytesIO(data), map_location="cpu", weights_only=False)
 
 
-def pickled(**values: Any) -> bytes:
-    """Plain values for a frame."""
-    return pickle.dumps(values)
-
-
 def send(channel: socket.socket, kind: bytes, data: bytes) -> None:
     """Send one frame; waits until the channel has taken it."""
     channel.sendall(_HEADER.pack(kind, len(data)))

@@ -41,7 +41,6 @@ class Member:
         self.code: int | None = None
         self.result: bytes | None = None
         self.error: dict[str, Any] | None = None
-        self.ended_at = 0.0
         self.tail: deque[str] = deque(maxlen=TAIL)
         self.signs = 0
         self._on_post = on_post
@@ -85,7 +84,7 @@ class Member:
         return Fate(
             self.rank, self.pid, socket.gethostname(), exit_code=self.code if settled else None,
             returned=self.result is not None, notes=notes, lines=tuple(self.tail), task=task,
-            **(self.error or {"time": self.ended_at}),
+            **(self.error or {}),
         )  # fmt: skip
 
     def show_stack(self) -> None:
@@ -132,8 +131,6 @@ class Member:
         self.code = numbers[1] if len(numbers) > 1 else None
         if not piece and self.code is None:
             self.code = UNKNOWN
-        if self.code is not None:
-            self.ended_at = 0.0
         return self.code is None
 
     def _hear_channel(self) -> bool:

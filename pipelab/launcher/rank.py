@@ -124,7 +124,7 @@ def _run(order: dict[str, Any], link: Link) -> int:
         function, arguments = frames.unpack(order["call"])
         result = frames.pack_for_caller(function(*arguments))
     except BaseException as error:
-        link.finish(frames.ERROR, frames.pickled(**_told(error), time=time.time()))
+        link.finish(frames.ERROR, pickle.dumps({**_told(error), "time": time.time()}))
         return 1
     link.recorder.finished()
     link.finish(frames.RESULT, result)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import selectors
 import socket
 import sys
@@ -12,7 +13,6 @@ from typing import Any
 
 from pipelab.failure import Fate, RunError, failure, hang
 from pipelab.flight_recorder import Recorders
-from pipelab.launcher import frames
 from pipelab.launcher.member import UNKNOWN, Member
 from pipelab.launcher.server import Server
 
@@ -65,7 +65,7 @@ class Team:
                 )
             )
         for member in self.members:
-            member.order(frames.pickled(**order, environment=self._environment(member.rank)))
+            member.order(pickle.dumps({**order, "environment": self._environment(member.rank)}))
         self._follow()
         return [member.result or b"" for member in self.members]
 

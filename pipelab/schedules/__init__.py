@@ -65,7 +65,7 @@ def build(name: str, ranks: int, microbatches: int, chunks: int | None = None, *
     chunks = None if chunks is None else count("chunks", chunks)
     for option in options:
         if option not in takes:
-            raise ValueError(f"{name} does not take the option {option!r}; it takes {_listed(takes)}")
+            raise ValueError(f"{name} does not take the option {option!r}; it takes {', '.join(takes) or 'none'}")
     fixed = chunks_of(name)
     if isinstance(fixed, str):
         options["chunks"] = fixed = chunks or 1
@@ -88,8 +88,23 @@ def build_like(schedule: Schedule, name: str, **offered: Any) -> Schedule:
     <Schedule interleaved: 2 ranks, 6 stages, 4 micro-batches>
     """
     options = {option: value for option, value in offered.items() if option in options_of(name)}
-    chunks = max(schedule.stages // schedule.ranks, 1) if chunks_of(name) == "any" else None
-    return build(name, schedule.ranks, schedule.microbatches, chunks, **options)
+    return build(name, schedule.ranks, schedule.microbatches, _chunks_like(schedule, name), **options)
+
+
+def resized(schedule: Schedule, ranks: int, microbatches: int) -> Schedule | None:
+    """The same schedule for another shape; None for rows that are not those of its name.
+
+    >>> resized(build("interleaved", 2, 4, chunks=2), ranks=2, microbatches=2) == build("interleaved", 2, 2, chunks=2)
+    True
+    """
+    name = schedule.name
+    if name not in GENERATORS or build_like(schedule, name) != schedule:
+        return None
+    return build(name, ranks, microbatches, _chunks_like(schedule, name))
+
+
+def _chunks_like(schedule: Schedule, name: str) -> int | None:
+    return max(schedule.stages // schedule.ranks, 1) if chunks_of(name) == "any" else None
 
 
 def chunks_of(name: str) -> int | str:
@@ -122,7 +137,3 @@ def options_of(name: str) -> tuple[str, ...]:
         hint = f"did you mean {close[0]}? the names are" if close else "the names are"
         raise ValueError(f"there is no schedule {name!r}; {hint} {', '.join(GENERATORS)}")
     return tuple(inspect.signature(GENERATORS[name]).parameters)[2:]
-
-
-def _listed(takes: tuple[str, ...]) -> str:
-    return ", ".join(takes) if takes else "none"

@@ -19,13 +19,7 @@ def zb_h1(ranks: int, microbatches: int) -> Schedule:
     0F0 0F1 0I0 0W0 0F2 0I1 0W1 0I2 0W2
     1F0 1I0 1F1 1I1 1W0 1F2 1I2 1W1 1W2
     """
-
-    def word(rank: int) -> list[Letter]:
-        warmup, delay = ranks - 1 - rank, rank
-        letters = {kind: [(rank, kind)] * microbatches for kind in (F, I, W)}
-        return stagger((letters[F], 0), (letters[I], warmup), (letters[W], warmup + delay))
-
-    return Schedule.from_words("zb-h1", Placement.loop(ranks), microbatches, word)
+    return _put_off("zb-h1", ranks, microbatches, times=1)
 
 
 def zb_h2(ranks: int, microbatches: int) -> Schedule:
@@ -38,13 +32,17 @@ def zb_h2(ranks: int, microbatches: int) -> Schedule:
     0F0 0F1 0F2 0I0 0W0 0I1 0W1 0I2 0W2
     1F0 1I0 1F1 1I1 1F2 1I2 1W0 1W1 1W2
     """
+    return _put_off("zb-h2", ranks, microbatches, times=2)
+
+
+def _put_off(name: str, ranks: int, microbatches: int, times: int) -> Schedule:
+    """I after 1F1B's warm-up so many `times`, and W from the same slot on for all ranks."""
 
     def word(rank: int) -> list[Letter]:
-        warmup, delay = 2 * (ranks - 1 - rank), 2 * rank
         letters = {kind: [(rank, kind)] * microbatches for kind in (F, I, W)}
-        return stagger((letters[F], 0), (letters[I], warmup), (letters[W], warmup + delay))
+        return stagger((letters[F], 0), (letters[I], times * (ranks - 1 - rank)), (letters[W], times * (ranks - 1)))
 
-    return Schedule.from_words("zb-h2", Placement.loop(ranks), microbatches, word)
+    return Schedule.from_words(name, Placement.loop(ranks), microbatches, word)
 
 
 def interleaved_zb(ranks: int, microbatches: int, chunks: int = 1) -> Schedule:

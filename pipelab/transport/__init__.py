@@ -2,6 +2,7 @@
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from pipelab.action import Action
@@ -13,6 +14,22 @@ class Message(NamedTuple):
     tensor: Tensor
     arrival: float
     giver: Action
+
+
+class Layout(NamedTuple):
+    """Shape and dtype of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Layout":
+        """That of a tensor."""
+        return cls(tuple(tensor.shape), tensor.dtype)
+
+    def empty(self) -> Tensor:
+        """A tensor of this layout."""
+        return torch.empty(self.shape, dtype=self.dtype)
 
 
 class Aborted(Exception):

@@ -1,6 +1,5 @@
 """Collectives of ranks that are threads: each brings its tensor, and waits until all the others have brought theirs."""
 
-import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from functools import reduce
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipelab.collectives import ALL_GATHER, ALL_REDUCE
-from pipelab.transport import Aborted
+from pipelab.transport.memory import Shared
 
 
 @dataclass
@@ -20,14 +19,12 @@ class _Place:
     gone: int = 0
 
 
-class Meetings:
+class Meetings(Shared):
     """The meeting places of all groups of a run; nobody waits longer than `timeout` seconds."""
 
     def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
-        self._changed = threading.Condition()
+        super().__init__(timeout)
         self._places: dict[Hashable, _Place] = {}
-        self._aborted = False
 
     def bring(self, key: Hashable, index: int, tensor: Tensor, now: float) -> None:
         """Leave a copy of a tensor for the others."""
@@ -40,22 +37,17 @@ class Meetings:
         """What all have brought, in their order; it is not to be changed. Raises Aborted, or TimeoutError."""
         with self._changed:
             place = self._places[key]
-            there = self._changed.wait_for(lambda: self._aborted or len(place.brought) == size, self.timeout)
-            if self._aborted:
-                raise Aborted
-            if not there:
-                missing = sorted(set(range(size)) - set(place.brought))
-                raise TimeoutError(f"members {missing} of {key} did not come within {self.timeout:g} s")
+            self._wait(
+                lambda: len(place.brought) == size,
+                lambda: (
+                    f"members {sorted(set(range(size)) - set(place.brought))} of {key} did not come within"
+                    f" {self.timeout:g} s"
+                ),
+            )
             place.gone += 1
             if place.gone == size:
                 del self._places[key]
         return [place.brought[index] for index in range(size)]
-
-    def abort(self) -> None:
-        """Wake everybody with Aborted."""
-        with self._changed:
-            self._aborted = True
-            self._changed.notify_all()
 
 
 class Seat:

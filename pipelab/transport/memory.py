@@ -1,12 +1,35 @@
 """Ranks as threads of one process: a message is a place in a dictionary."""
 
 import threading
+from collections.abc import Callable
 
 from pipelab.action import Action
 from pipelab.transport import Aborted, Message
 
 
-class Mailboxes:
+class Shared:
+    """What threads share and wait for, nobody longer than `timeout` seconds."""
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self._changed = threading.Condition()
+        self._aborted = False
+
+    def abort(self) -> None:
+        """Wake everybody with Aborted."""
+        with self._changed:
+            self._aborted = True
+            self._changed.notify_all()
+
+    def _wait(self, there: Callable[[], bool], late: Callable[[], str]) -> None:
+        """Within `_changed`, until it is there. Raises Aborted, or TimeoutError with the sentence `late`."""
+        if not self._changed.wait_for(lambda: self._aborted or there(), self.timeout):
+            raise TimeoutError(late())
+        if self._aborted:
+            raise Aborted
+
+
+class Mailboxes(Shared):
     """One place for every message, found under the send's own name; nobody waits longer than `timeout` seconds.
 
     >>> import torch
@@ -17,11 +40,9 @@ class Mailboxes:
     """
 
     def __init__(self, timeout: float) -> None:
-        self.timeout = timeout
+        super().__init__(timeout)
         self.buffers = 0
-        self._changed = threading.Condition()
         self._messages: dict[Action, Message] = {}
-        self._aborted = False
 
     def held_up_by(self, step: Action) -> None:
         """There is a place for every message."""
@@ -35,15 +56,8 @@ class Mailboxes:
     def receive(self, step: Action) -> Message:
         """Take the message that the send `step` left. Raises Aborted, or TimeoutError naming the send."""
         with self._changed:
-            there = self._changed.wait_for(lambda: self._aborted or step in self._messages, self.timeout)
-            if self._aborted:
-                raise Aborted
-            if not there:
-                raise TimeoutError(f"{step} did not come within {self.timeout:g} s; raise the timeout for slow stages")
+            self._wait(
+                lambda: step in self._messages,
+                lambda: f"{step} did not come within {self.timeout:g} s; raise the timeout for slow stages",
+            )
             return self._messages.pop(step)
-
-    def abort(self) -> None:
-        """Wake every waiting rank with Aborted."""
-        with self._changed:
-            self._aborted = True
-            self._changed.notify_all()

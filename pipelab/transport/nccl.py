@@ -22,8 +22,8 @@ from pipelab.action import Action
 from pipelab.cuda_clock import Moment, Stamps
 from pipelab.lower import Program
 from pipelab.message_order import AHEAD, Channel, channels
-from pipelab.transport import Message
-from pipelab.transport.processes import Layout, Line, Processes, Times
+from pipelab.transport import Layout, Message
+from pipelab.transport.processes import Line, Processes, Times
 from pipelab.world import World
 
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")

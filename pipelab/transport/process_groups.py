@@ -26,19 +26,17 @@ class ProcessGroup:
 
     def start(self, kind: str, tensor: Tensor, now: float, *, largest: bool = False) -> "_Arriving":
         """See `Carrier.start`."""
-        given = tensor.detach().contiguous()
+        given = tensor.detach().clone(memory_format=torch.contiguous_format)
         operation = dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM
         stamp = torch.tensor([now], dtype=torch.float64) if self.stamped else None
         try:
             if kind == ALL_REDUCE:
-                result = given = given.clone()
+                result = given
                 work = dist.all_reduce(result, operation, group=self.group, async_op=True)
             elif kind == ALL_GATHER:
-                given = given.clone()
                 result = given.new_empty(self.size, *given.shape)
                 work = GATHER(result.view(-1), given.view(-1), group=self.group, async_op=True)
             else:
-                given = given.clone()
                 result = given.new_empty(given.shape[1:])
                 work = SCATTER(result.view(-1), given.view(-1), operation, group=self.group, async_op=True)
             works = [work]

@@ -11,7 +11,7 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from pipelab.action import Action
 from pipelab.dependencies import gives
 from pipelab.lower import CARRIES, Program
 from pipelab.message_order import AHEAD, Channel, channels, window
-from pipelab.transport import Aborted, Message
+from pipelab.transport import Aborted, Layout, Message
 from pipelab.world import World
 
 HEADER = 16
@@ -32,13 +32,6 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.com
 Times = dict[tuple[str, Action], tuple[float, float]]
 """What a transport measured: for a lane ("send" or "recv") and a message, by its send: its start and its end, by
 `time.perf_counter`."""
-
-
-class Layout(NamedTuple):
-    """Shape and dtype of a message."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
 
 
 class Slot:
@@ -124,7 +117,7 @@ class Processes:
         line = self.line_of[step]
         while len(line.under_way) >= self.window:
             self._reap(line)
-        layout = Layout(tuple(message.tensor.shape), message.tensor.dtype)
+        layout = Layout.of(message.tensor)
         announced = self._expected(step)
         if announced is None:
             self._announce(line, step, layout)
