@@ -42,7 +42,7 @@ def train_without_flush(
     make_stage = partial(UpdatingStage, optimizer=optimizer)
     with machine(replace(job, program=rows(stream), optimizer=None, make_stage=make_stage), tell) as ranks:
         tell(StepBegun(0))
-        ranks.run(_joined(steps, told))
+        ranks.step(_joined(steps, told))
         (records,) = collected = ranks.collect()
         told.at_last(records)
         return ranks.measured(collected, told.steps, _versions(stream, records))

@@ -4,6 +4,7 @@ Every rank calls `train` with the same arguments (SPMD: single program, multiple
 others are), `transport.processes` (how messages reach them).
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,6 +24,7 @@ from pipelab.job import Job, own_device
 from pipelab.launcher import recorder as recorder_of_a_launch
 from pipelab.lower import peer
 from pipelab.microbatches import Microbatches
+from pipelab.outline import Outline
 from pipelab.place import Place, all_groups
 from pipelab.ranks import Ranks, Result, state
 from pipelab.record import Record
@@ -135,13 +137,14 @@ class ProcessRank(Ranks):
     def pids(self) -> tuple[int, ...]:
         return self.world.pids
 
-    def _agree(self, loss: float) -> float:
+    def _agree(self, loss: float, *outlines: Outline) -> tuple[float, list[Outline]]:
         (worker,) = self.workers
         mesh, last = self.job.mesh, self.job.program.placement.rank_of[-1]
         worker.recorder.meeting("the end of the step", [r for r in range(mesh.size) if r != worker.global_rank])
-        losses, self._origin = self.world.meet(loss)
+        everyone, self._origin = self.world.meet(loss, *itertools.chain(*outlines))
         in_order = [last, *(rank for rank in range(mesh.pp) if rank != last)]  # others may have losses of their own
-        return sum(losses[mesh.global_rank(dp=dp, pp=rank)] for dp in range(mesh.dp) for rank in in_order)
+        losses = [everyone[mesh.global_rank(dp=dp, pp=rank)][0] for dp in range(mesh.dp) for rank in in_order]
+        return sum(losses), [Outline(*times) for _, *times in everyone if times]
 
     def _share_news(self) -> None:
         if self.gathers:

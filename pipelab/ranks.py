@@ -5,6 +5,7 @@ Read next: `virtual_ranks` (all ranks are threads of this process), `process_ran
 
 import os
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, nullcontext
 from itertools import accumulate
@@ -22,9 +23,10 @@ from pipelab.failure import RunError
 from pipelab.feed import Tell, nobody
 from pipelab.job import Job
 from pipelab.microbatches import Microbatches, split_batch
+from pipelab.outline import Figures, Outline
 from pipelab.parts import join, part_of
 from pipelab.place import Place
-from pipelab.record import Record, memory_of, trace_of
+from pipelab.record import KEPT, Record, memory_of, trace_of
 from pipelab.reporter import Reporter
 from pipelab.run import Run
 from pipelab.state import State
@@ -40,13 +42,20 @@ Result = TypeVar("Result")
 class Ranks(ABC):
     """The ranks of a run that live in this process; a context, so that all they take is given back.
 
-    `history` has one list a step of the records of its ranks; `collect` gives those of all ranks. Where the job is fed,
-    what the ranks do is told to `tell` while they do it.
+    `history` has one list a step of the records of its ranks, for the last `KEPT` steps; `collect` gives those of all
+    ranks. `figures` has what every step came to, for each pipeline by its (dp, tp). Where the job is fed, what the
+    ranks do is told to `tell` while they do it.
     """
 
     def __init__(self, job: Job, places: Iterable[Place], tell: Tell = nobody) -> None:
         self.job = job
-        self.history: list[list[Record]] = []
+        mesh = job.mesh
+        self.pipelines = {
+            (dp, tp): mesh.group("pp", mesh.global_rank(dp=dp, tp=tp)) for dp in range(mesh.dp) for tp in range(mesh.tp)
+        }
+        self.history: deque[list[Record]] = deque(maxlen=KEPT)
+        self.figures: dict[tuple[int, int], list[Figures]] = {key: [] for key in self.pipelines}
+        self.gradient_norms: list[float | None] = []
         places = list(places)
         made = [make_worker(job, place) for place in places]
         self.workers = [worker for worker, _ in made]
@@ -77,7 +86,7 @@ class Ranks(ABC):
         layers = nn.ModuleList(stage.layers for worker in self.evaluators for stage in worker.stages.values())
         with in_evaluation_mode(layers):
             records = self._execute(batch, self.evaluators)
-        return self._agree(_loss_of(records))
+        return self._agree(_loss_of(records))[0]
 
     def _own(self, worker: Worker, batch: Microbatches) -> Microbatches:
         """The micro-batches of a worker's replica."""
@@ -104,7 +113,13 @@ class Ranks(ABC):
         """Gradients of all micro-batches, then one step of every rank's optimizer; gives the loss."""
         records = self.run(batch)
         self._update(batch.step, records)
-        return self._agree(_loss_of(records))
+        schedule, clock = self.job.program.schedule, self.job.clock
+        own = [trace_of(schedule, clock, [record]).outline for record in records]
+        loss, outlines = self._agree(_loss_of(records), *own)
+        for key, members in self.pipelines.items():
+            self.figures[key].append(Figures.of([outlines[member] for member in members]))
+        self.gradient_norms.append(records[0].gradient_norm)
+        return loss
 
     def _update(self, step: int, records: Sequence[Record]) -> None:
         """The end of a step on every rank, and what went meanwhile."""
@@ -165,6 +180,9 @@ class Ranks(ABC):
         with self.reporter.step(batch.step) if self.reporter is not None else nullcontext():
             records = self._run(batch)
         self._share_news()
+        before = self.history[-1] if self.history else [Record() for _ in records]
+        for record, earlier in zip(records, before, strict=True):
+            record.after(earlier)
         self.history.append(records)
         return records
 
@@ -176,13 +194,10 @@ class Ranks(ABC):
         state: State | None = None,
     ) -> Run:
         """What the run measured, from what was collected."""
-        job, schedule, mesh = self.job, self.job.program.schedule, self.job.mesh
-        pipelines = {
-            (dp, tp): mesh.group("pp", mesh.global_rank(dp=dp, tp=tp)) for dp in range(mesh.dp) for tp in range(mesh.tp)
-        }
+        job, schedule = self.job, self.job.program.schedule
         replicas = {
             key: [trace_of(schedule, job.clock, [of_step[member] for member in members]) for of_step in records]
-            for key, members in pipelines.items()
+            for key, members in self.pipelines.items()
         }
         traces = replicas[0, 0]
         typical = median_trace(traces)
@@ -193,9 +208,10 @@ class Ranks(ABC):
             losses=losses,
             traces=traces,
             trace=typical,
-            memory=memory_of(records, traces.index(typical), list(pipelines.values())),
+            memory=memory_of(records, traces.index(typical), list(self.pipelines.values())),
             replicas=replicas,
-            gradient_norms=[of_step[0].gradient_norm for of_step in records] if job.clip is not None else [],
+            figures=self.figures,
+            gradient_norms=self.gradient_norms if job.clip is not None else [],
             traffic=tuple(tuple(record.traffic for record in of_step) for of_step in records),
             model=job.model,
             pids=self.pids,
@@ -237,8 +253,8 @@ class Ranks(ABC):
         """The process of every global rank."""
 
     @abstractmethod
-    def _agree(self, loss: float) -> float:
-        """The loss of the step, from what these ranks know of it."""
+    def _agree(self, loss: float, *outlines: Outline) -> tuple[float, list[Outline]]:
+        """The loss of the step, from what these ranks know of it, and the outlines of all ranks."""
 
     @abstractmethod
     def _of_all(self, mine: list[Any]) -> list[Any]:

@@ -15,10 +15,16 @@ from pipelab.watch import Finding
 from pipelab.weight_versions import Update
 from pipelab.zero import ShardedUpdate
 
+KEPT = 100
+"""So many steps keep their spans, the last ones of a run; of those before, their figures are left."""
+
 
 @dataclass
 class Record:
-    """What one rank did in one step; `counted`, `parameters` (by stage), `optimizer` and `buffers` are what it held."""
+    """What one rank did in one step; `counted`, `parameters` (by stage), `optimizer` and `buffers` are what it held.
+
+    `peak` is most activation bytes at any moment; of it and of `buffers` the most of all steps so far counts (`after`).
+    """
 
     spans: list[Span] = field(default_factory=list)
     curve: list[tuple[float, int]] = field(default_factory=list)
@@ -33,11 +39,12 @@ class Record:
     parameters: Mapping[int, int] = field(default_factory=dict)
     optimizer: int = 0
     buffers: int = 0
+    peak: int = 0
 
-    @property
-    def peak(self) -> int:
-        """Most activation bytes held at any moment of the step."""
-        return max((held for _, held in self.curve), default=0)
+    def after(self, earlier: "Record") -> None:
+        """Count the peak, and take over what was more in the steps before, for their records will be gone."""
+        self.peak = max(earlier.peak, *(held for _, held in self.curve), 0)
+        self.buffers = max(earlier.buffers, self.buffers)
 
 
 def trace_of(schedule: Schedule, clock: str, records: Sequence[Record]) -> Trace:
@@ -68,22 +75,19 @@ def memory_of(steps: Sequence[Sequence[Record]], typical: int, pipelines: Sequen
 
     `pipelines` has the global ranks of each.
     """
-    peaks = tuple(max(records[rank].peak for records in steps) for rank in range(len(steps[0])))
+    last = steps[-1]
     curves = tuple(tuple(steps[typical][member].curve) for member in pipelines[0])
-    held = tuple(
-        _holdings(record, max(records[rank].buffers for records in steps), steps[-1][rank].optimizer)
-        for rank, record in enumerate(steps[typical])
-    )
-    return Memory(peaks, curves, held, tuple(map(tuple, pipelines)))
+    held = tuple(_holdings(*records) for records in zip(steps[typical], last, strict=True))
+    return Memory(tuple(record.peak for record in last), curves, held, tuple(map(tuple, pipelines)))
 
 
-def _holdings(record: Record, buffers: int, optimizer: int) -> Holdings:
+def _holdings(record: Record, last: Record) -> Holdings:
     updates = [span for span in record.spans if span.lane == "memory"]
     return Holdings(
         spans=tuple(record.spans),
         counted=record.counted,
         parameters=record.parameters,
         versions=tuple((span.end, one.stage, one.held) for span, one in zip(updates, record.updates, strict=True)),
-        optimizer=optimizer,
-        buffers=buffers,
+        optimizer=last.optimizer,
+        buffers=last.buffers,
     )

@@ -15,6 +15,7 @@ from pipelab.formulas import formula
 from pipelab.holdings import Memory
 from pipelab.lower import Program
 from pipelab.mesh import Mesh
+from pipelab.outline import Figures
 from pipelab.recompute import uniform
 from pipelab.schedule import Schedule
 from pipelab.simulate import simulate, simulate_program
@@ -27,18 +28,20 @@ from pipelab.weight_versions import Versions
 class Run:
     """What a training run did: the loss of each step, the trace and the memory of a typical step, the bubbles.
 
-    `traces` has one trace a step, `trace` the one of median makespan, and `memory` the activation bytes of that step
-    (its `peaks` are over all steps). `clock` says whose seconds these are. `pids` has the process of each global rank,
-    `first` is whether this process tells of the run. `cores` is how many processors the ranks shared, where that is
-    known, and `residual` by how many seconds the clocks of different hosts may be apart. `norms` has, for each step of
-    a watched run, the norm of every stage's output (under its F) and of its input's gradient (under its I). Without a
-    flush the steps are one schedule and one trace, and `versions` says which versions of the weights there were. `at`
-    has the first layer of each stage but the first.
+    `losses` and `figures` (what a step came to) have every step. Spans are kept of the last 100 steps alone
+    (`pipelab.record.KEPT`), so that a run may be long: `traces` has one trace for each of these, `trace` is the one of
+    median makespan, and `memory` the activation bytes of that step (its `peaks` are over all steps of the run). `clock`
+    says whose seconds these are. `pids` has the process of each global rank, `first` is whether this process tells of
+    the run. `cores` is how many processors the ranks shared, where that is known, and `residual` by how many seconds
+    the clocks of different hosts may be apart. `norms` has, for each kept step of a watched run, the norm of every
+    stage's output (under its F) and of its input's gradient (under its I). Without a flush the steps are one schedule
+    and one trace, and `versions` says which versions of the weights there were. `at` has the first layer of each stage
+    but the first.
 
     On a mesh with replicas or shards there are several pipelines: `traces`, `trace` and the curves of `memory` are
-    those of global rank 0's, `replicas` has the traces of each by its (dp, tp), and the peaks are of all global ranks.
-    `traffic` has, for each step and global rank, what it sent (see `sent`); `gradient_norms` has the global norm of
-    each step before clipping, `evaluations` a (step, mean loss) for each evaluation.
+    those of global rank 0's, `replicas` and `figures` have those of each by its (dp, tp), and the peaks are of all
+    global ranks. `traffic` has, for each kept step and global rank, what it sent (see `sent`); `gradient_norms` has the
+    global norm of each step before clipping, `evaluations` a (step, mean loss) for each evaluation.
 
     `state` is what training can go on from (`train(..., resume=run)`), `arguments` what else `train` was given, for
     `reshape`; None and empty where this process cannot go on with the run.
@@ -52,6 +55,7 @@ class Run:
     trace: Trace
     memory: Memory
     model: nn.Sequential
+    figures: Mapping[tuple[int, int], list[Figures]]
     pids: tuple[int, ...] = ()
     first: bool = True
     cores: int | None = None
@@ -87,9 +91,8 @@ class Run:
     def step_seconds(self) -> float:
         """Median time of a step in seconds of the run's clock, until the last pipeline is done and all gradients are
         summed; without a flush, an even share of the whole."""
-        steps_in_a_trace = len(self.losses) // len(self.traces)
-        steps = zip(*self._pipelines, strict=True)
-        return float(middle([max(trace.duration for trace in step) for step in steps])) / steps_in_a_trace
+        durations = [max(figures.duration for figures in step) for step in zip(*self.figures.values(), strict=True)]
+        return float(middle(durations)) / (len(self.losses) // len(durations))
 
     @property
     def _pipelines(self) -> list[list[Trace]]:
@@ -104,7 +107,7 @@ class Run:
         return total
 
     def costs(self) -> Costs:
-        """The median time of each stage and kind over all steps and pipelines."""
+        """The median time of each stage and kind over all pipelines and all steps whose spans are kept."""
         return Costs.measured([trace for traces in self._pipelines for trace in traces])
 
     def replay(self) -> Trace:
@@ -140,10 +143,10 @@ class Run:
 
         `measured` is the median over the steps, the mean over the pipelines of a mesh; `replayed` comes from the
         simulator with the run's median times; `formula` is the closed form for equal stages with the run's mean F, I
-        and W, None outside its domain.
+        and W (both of the steps whose spans are kept), None outside its domain.
         """
         measured = {
-            kind: fmean(float(middle([trace.bubble(kind) for trace in traces])) for traces in self._pipelines)
+            kind: fmean(float(middle([step.bubble(kind) for step in figures])) for figures in self.figures.values())
             for kind in BUBBLES
         }
         replayed = {kind: float(bubble) for kind, bubble in self.replay().bubbles().items()}

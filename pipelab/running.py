@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelab.asynchronous import train_without_flush
+from pipelab.data import Batches
 from pipelab.feed import Feed, InOrder, OfStep, Spans, StepBegun, StepEnded, Tell, nobody
 from pipelab.job import Job
 from pipelab.launcher import launch, post
@@ -16,10 +17,14 @@ from pipelab.microbatches import split_batch
 from pipelab.partition import cut
 from pipelab.process_rank import ProcessRank
 from pipelab.ranks import Ranks
+from pipelab.resume import continued
 from pipelab.run import Run
 from pipelab.virtual_ranks import VirtualRanks
 
 Batch = tuple[Tensor, Tensor]
+Sent = list[Batch] | Batches
+"""What the ranks are sent: the batches of a run, or how to draw them, from the job's first step on, all of one shape.
+Only of `Batches` it is known that every rank draws the same."""
 OnStep = Callable[[int, float], None]
 
 NO_BATCH = "there is no batch to train on; give at least one (inputs, targets)"
@@ -54,10 +59,10 @@ def run_here(job: Job, batches: Iterable[Batch], tell: Tell = nobody) -> Run:
         return replace(ranks.measured(ranks.collect(), losses, state=ranks.state(losses)), evaluations=evaluations)
 
 
-def run_launched(job: Job, batches: list[Batch], on_step: OnStep | None, feed: Feed) -> Run:
+def run_launched(job: Job, batches: Sent, steps: int | None, on_step: OnStep | None, feed: Feed) -> Run:
     """Train in processes of this host, one a rank, and bring the trained model back into the caller's own."""
     cut(job.model, job.program.schedule.stages, at=job.at)  # refuses what does not fit before a process is started
-    for step, batch in enumerate(batches, job.first):
+    for step, batch in enumerate(batches if isinstance(batches, list) else itertools.islice(batches, 1), job.first):
         split_batch(step, batch, job.mesh.dp * job.program.schedule.microbatches)
     with InOrder(feed, job.mesh.size, job.first, flush=job.program.schedule.flush) as order:
 
@@ -67,15 +72,16 @@ def run_launched(job: Job, batches: list[Batch], on_step: OnStep | None, feed: F
                 on_step(numbered[1].step, numbered[1].loss)
 
         (run, values), *_ = launch(
-            _train_rank, job, batches, ranks=job.mesh.size, timeout=job.timeout, on_post=on_post, preload=SLOW_IMPORTS
-        )
+            _train_rank, job, batches, steps,
+            ranks=job.mesh.size, timeout=job.timeout, on_post=on_post, preload=SLOW_IMPORTS,
+        )  # fmt: skip
     with torch.no_grad():
         for ours, trained in zip(_values(job.model), values, strict=True):
             ours.copy_(trained)
     return replace(run, model=job.model)
 
 
-def _train_rank(job: Job, batches: list[Batch]) -> tuple[Run | None, list[Tensor]]:
+def _train_rank(job: Job, batches: Sent, steps: int | None) -> tuple[Run | None, list[Tensor]]:
     """One rank of `run_launched`: what it tells is posted, with a number. Steps are told by the rank that computes the
     loss, and the first brings the run home, with the values of the model: were its classes, perhaps those of a notebook
     cell, to come too, cloudpickle would give the caller's own the methods of the rank, with the globals of that moment.
@@ -86,7 +92,8 @@ def _train_rank(job: Job, batches: list[Batch]) -> tuple[Run | None, list[Tensor
         if isinstance(event, Spans) or (tells and (job.fed or isinstance(event, StepEnded))):
             post((next(numbers), event))
 
-    run = run_here(job, batches, tell)
+    own = batches if isinstance(batches, list) else itertools.islice(continued(batches, job.first), steps)
+    run = run_here(job, own, tell)
     job.model.cpu()  # the caller has no GPU in use, and gets none
     return (replace(run, model=nn.Sequential()), _values(job.model)) if run.first else (None, [])
 

@@ -8,15 +8,17 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from math import inf
 from typing import NamedTuple
 
 from pipelab.action import WORK, Action, B, Element, F, I, Pair, W, parse_element, parts
-
-Number = int | float | Fraction
+from pipelab.outline import BUBBLES as BUBBLES
+from pipelab.outline import Figures, Outline, longest, makespan
+from pipelab.outline import Number as Number
+from pipelab.outline import ratio as ratio
 
 LANES = ("compute", "send", "recv", "collective", "memory")
 CLOCKS = ("simulated", "virtual", "wall")
-BUBBLES = ("step", "span", "overhead")
 
 
 class Span(NamedTuple):
@@ -108,23 +110,40 @@ class Trace:
                 of[rank, element] = of.get((rank, element), 0.0) + float(end - start)
         yield from ((parts(element)[0][:2], wait) for (_, element), wait in of.items())
 
+    @cached_property
+    def _edges(self) -> list[tuple[Number, Number]]:
+        """The first start and the last end of each rank that works."""
+        return [(row[0].start, row[-1].end) for row in self._rows if row]
+
     @property
     def makespan(self) -> Number:
         """From the first start to the last end of any compute action."""
-        rows = [row for row in self._rows if row]
-        return self._time(max(row[-1].end for row in rows) - min(row[0].start for row in rows)) if rows else 0
+        return self._time(makespan(self._edges))
 
     @property
     def duration(self) -> Number:
         """From the first start of any compute action to the end of all compute and of all collectives."""
-        ends = [span.end for span in self.counted if span.lane == "collective"]
-        starts = [row[0].start for row in self._rows if row]
-        return max(self.makespan, self._time(max(ends) - min(starts))) if ends and starts else self.makespan
+        return self._time(makespan(self._edges, self._over))
+
+    @property
+    def _over(self) -> Number:
+        return max((span.end for span in self.counted if span.lane == "collective"), default=-inf)
 
     @property
     def span(self) -> Number:
         """The longest time from a rank's own first start to its own last end (the zero-bubble papers' cost)."""
-        return self._time(max((row[-1].end - row[0].start for row in self._rows if row), default=0))
+        return self._time(longest(self._edges))
+
+    @property
+    def outline(self) -> Outline:
+        """Of a trace that has the spans of one rank alone: what the figures of the whole step need of it."""
+        start, end = self._edges[0] if self._edges else (inf, -inf)
+        return Outline(sum(self.busy), start, end, self._over)
+
+    @cached_property
+    def figures(self) -> Figures:
+        """What the step comes to."""
+        return Figures(self.busy, self.makespan, self.span, self.duration)
 
     def bubble(self, kind: str) -> Number:
         """The idle share, by one of three definitions that are never to be mixed.
@@ -137,14 +156,7 @@ class Trace:
         >>> [str(trace.bubble(kind)) for kind in ("step", "span", "overhead")]
         ['3/11', '3/11', '3/8']
         """
-        if kind not in BUBBLES:
-            raise ValueError(f"a bubble is 'step', 'span' or 'overhead': got {kind!r}")
-        ideal = max(self.busy)
-        if not ideal:
-            return 0
-        if kind == "step":
-            return 1 - ratio(sum(self.busy), self.ranks * self.makespan)
-        return 1 - ratio(ideal, self.span) if kind == "span" else ratio(self.makespan, ideal) - 1
+        return self.figures.bubble(kind)
 
     def bubbles(self) -> dict[str, Number]:
         """All three bubbles by name."""
@@ -268,13 +280,6 @@ def median_trace(traces: Iterable[Trace]) -> Trace:
     """The trace whose makespan is the (lower) median: one real step that stands for several."""
     ordered = sorted(traces, key=lambda trace: trace.makespan)
     return ordered[(len(ordered) - 1) // 2]
-
-
-def ratio(part: Number, whole: Number) -> Number:
-    """part / whole, as a Fraction where both are exact."""
-    if isinstance(part, float) or isinstance(whole, float):
-        return float(part) / float(whole)
-    return Fraction(part, whole)
 
 
 def plain(value: Number) -> Number:

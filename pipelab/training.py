@@ -5,7 +5,7 @@ Read first: `running`. Read next: `reference` (what the numbers must equal).
 
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from math import inf
 
@@ -17,6 +17,7 @@ from pipelab.asynchronous import check_stream
 from pipelab.checkpoint import Saving
 from pipelab.checkpointing import policies_of
 from pipelab.costs import Link, Network
+from pipelab.data import Batches
 from pipelab.device_mesh import from_device_mesh
 from pipelab.evaluation import Evaluation
 from pipelab.feed import Feed, Listener, OfStep, Started, StepEnded
@@ -113,7 +114,9 @@ def train(
 
     transport="memory" plays all ranks in this process. With "gloo" (CPU) or "nccl" (a GPU each) they are processes: in
     one that torchrun started, `train` runs its rank, and every rank calls it with the same arguments; otherwise it
-    starts them on this host. The clock is "virtual" or "wall" (for nccl, unless said otherwise).
+    starts them on this host: they draw `Batches` (of `pipelab.data`) for themselves, and are sent all of any others
+    before the first step. The clock is "virtual" or "wall" (for nccl, unless said otherwise). A run may be long: of
+    every step its figures are kept, and the spans of the last 100 (see `Run`).
 
     Raises ScheduleError or ValueError before any work when something does not fit, RunError when a rank fails, and in
     a rank that stops because another failed, Aborted.
@@ -167,8 +170,8 @@ def train(
     if transport in RULES:
         check_messages(job.program, RULES[transport], blocking=job.blocking)
     events = Feed(feed if is_first() else None)
-    batches = iter(itertools.islice(continued(batches, job.first), steps))
-    first = next(batches, None)
+    given: Iterator[Batch] = itertools.islice(continued(batches, job.first), steps)
+    first = next(given, None)
     if first is None:
         raise ValueError(NO_BATCH)
     check_fit(job, first, memory_limit)
@@ -177,13 +180,14 @@ def train(
     if job.start is not None:
         cut(model, schedule.stages, at=at)  # refuses what does not fit before the model is changed
         put_back(job.start, model)
-    batches = itertools.chain([first], batches)
+    given = itertools.chain([first], given)
     with events:
         events.put(Started(schedule, mesh, job.clock, transport))
         if launches:
-            run = run_launched(job, list(batches), on_step, events)
+            sent = batches if isinstance(batches, Batches) else list(given)
+            run = run_launched(job, sent, steps, on_step, events)
         else:
-            run = run_here(job, batches, lambda event: _tell(event, events, on_step))
+            run = run_here(job, given, lambda event: _tell(event, events, on_step))
     return run if is_rank() else replace(run, arguments=arguments)
 
 

@@ -21,6 +21,7 @@ from pipelab.feed import Tell, nobody
 from pipelab.flight_recorder import WAITING
 from pipelab.job import Job
 from pipelab.microbatches import Microbatches
+from pipelab.outline import Outline
 from pipelab.place import Groups, Place, all_groups
 from pipelab.ranks import Ranks, Result, gradients, state
 from pipelab.record import Record
@@ -109,8 +110,8 @@ class VirtualRanks(Ranks):
     def pids(self) -> tuple[int, ...]:
         return (os.getpid(),) * self.job.mesh.size
 
-    def _agree(self, loss: float) -> float:
-        return loss
+    def _agree(self, loss: float, *outlines: Outline) -> tuple[float, list[Outline]]:
+        return loss, list(outlines)
 
     def _of_all(self, mine: list[Any]) -> list[Any]:
         return mine
@@ -124,7 +125,7 @@ class VirtualRanks(Ranks):
             with torch.no_grad():
                 for stage, layers in enumerate(self.job.slices):
                     self._bring_home(stage, layers)
-        return self.history
+        return list(self.history)
 
     def _bring_home(self, stage: int, layers: nn.Sequential) -> None:
         mesh, rank = self.job.mesh, self.job.program.placement.rank_of[stage]

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pipelab.alignment import measure_offset
 from pipelab.clock import FileLock
+from pipelab.outline import Number
 from pipelab.transport import Aborted
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -107,14 +108,14 @@ class World:
             dist.gather_object(mine, said, 0, group=self.control)
         return said
 
-    def meet(self, number: float) -> tuple[list[float], float]:
-        """Wait for everybody: gives each rank's number, and when the last one came, by this host's `perf_counter`."""
-        mine = torch.tensor([number, time.perf_counter() + self.offset], dtype=torch.float64)
+    def meet(self, *numbers: Number) -> tuple[list[list[float]], float]:
+        """Wait for everybody: gives each rank's numbers, and when the last one came, by this host's `perf_counter`."""
+        mine = torch.tensor([*numbers, time.perf_counter() + self.offset], dtype=torch.float64)
         everyone = [torch.empty_like(mine) for _ in range(self.size)]
         with _others():
             dist.all_gather(everyone, mine, group=self.control)
-        numbers, stamps = torch.stack(everyone).t().tolist()
-        return numbers, max(stamps) - self.offset
+        said = torch.stack(everyone).tolist()
+        return [theirs[:-1] for theirs in said], max(stamp for *_, stamp in said) - self.offset
 
     def share(self, owner: int, tensors: list[Tensor]) -> None:
         """Copy tensors from the rank `owner` to all others, byte by byte."""

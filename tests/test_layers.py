@@ -22,7 +22,7 @@ PLAIN = {
     "formulas",
     "costs",
 }
-PLAIN |= {"collector", "grid", "rule", "score", "search", "planner", "lower", "engine", "simulate", "trace"}
+PLAIN |= {"collector", "grid", "rule", "score", "search", "planner", "lower", "engine", "simulate", "outline", "trace"}
 PLAIN |= {"explain", "units", "message_order", "recompute", "flight_recorder", "wait_for", "failure", "feed", "live"}
 FACES = {"show", "cli", "labs", "labkit", "bench", "doctor", "__main__"}
 OPTIONAL = {"cloudpickle", "safetensors", "tqdm"}  # only where they are used

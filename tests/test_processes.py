@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import pipelab as pl
+from pipelab.data import Batches
 from pipelab.failure import RunError
 from pipelab.launcher import launch, recorder
 from pipelab.models import GPT, GPTConfig
@@ -119,6 +120,21 @@ def test_train_starts_the_processes_and_brings_the_model_and_the_progress_home()
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), here.parameters(), strict=True))
     assert (run.clock, len(run.traces), len(set(run.pids))) == ("virtual", 2, 3)
     assert os.getpid() not in run.pids
+
+
+def test_batches_that_can_be_drawn_again_are_drawn_by_every_rank_and_not_sent(monkeypatch):
+    endless = Batches(text=bytes(range(17)) * 9, microbatches=4, rows=1, context=5, seed=0)  # which no message can hold
+    expected, schedule, model = gpt(), schedule_of("1f1b", 2, 4), gpt()
+    whole = train(expected, endless, schedule, steps=5)
+    drawn, draw = [], Batches.__getitem__
+    monkeypatch.setattr(Batches, "__getitem__", lambda batches, k: drawn.append(k) or draw(batches, k))
+    run = train(model, endless, schedule, steps=3, transport="gloo")
+    more = train(model, endless, schedule, steps=2, transport="gloo", resume=run)
+    assert set(drawn) == {0, 3}  # the first of each run, to see whether it fits
+    assert run.losses + more.losses == whole.losses
+    assert all(
+        torch.equal(ours, theirs) for ours, theirs in zip(model.parameters(), expected.parameters(), strict=True)
+    )
 
 
 def test_training_without_a_flush_brings_versions_and_progress_home():

@@ -93,8 +93,7 @@ def main(channel: int, output: int, errors: int, recorder: int) -> NoReturn:
     """The life of a rank, on the descriptors that the server was given for it."""
     line = socket.socket(fileno=channel)
     _set_streams(output, errors)
-    _, data = frames.receive(line)
-    order = pickle.loads(data)
+    order = pickle.loads(frames.receive(line)[1])
     os.environ.clear()
     os.environ.update(order["environment"])
     sys.path[:] = order["path"]
@@ -121,7 +120,7 @@ def _run(order: dict[str, Any], link: Link) -> int:
 
     torch.set_num_threads(order["threads"])
     try:
-        function, arguments = frames.unpack(order["call"])
+        function, arguments = frames.unpack(order.pop("call"))  # it is large, and kept once
         result = frames.pack_for_caller(function(*arguments))
     except BaseException as error:
         link.finish(frames.ERROR, pickle.dumps({**_told(error), "time": time.time()}))
