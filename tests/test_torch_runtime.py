@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn import functional
 
+from pipelab.bench.runtime import torch_stage
 from pipelab.schedules import build, chunks_of
 
 SECONDS = 600
@@ -64,8 +65,6 @@ def batch(microbatches: int) -> tuple[Tensor, Tensor]:
 
 def train_one_step(rank: int, ranks: int, name: str, microbatches: int, csv: Path) -> None:
     """One rank of torch's runtime; raises AssertionError where a gradient is not plain autograd's."""
-    from torch.distributed.pipelining import PipelineStage
-
     schedule = build(name, ranks, microbatches, 2 if chunks_of(name) == "any" else None)
     if rank == 0:
         csv.write_text(schedule.to_csv())
@@ -78,7 +77,7 @@ def train_one_step(rank: int, ranks: int, name: str, microbatches: int, csv: Pat
     inner = inputs[:ROWS].clone().requires_grad_()  # what goes from stage to stage has a gradient, the input has none
     slices = {stage: ours[depth * stage : depth * (stage + 1)] for stage in schedule.placement.stages_on(rank)}
     stages = [
-        PipelineStage(
+        torch_stage()(
             module,
             stage,
             schedule.stages,

@@ -147,6 +147,19 @@ def _job(schedule: Schedule, model: Any, loss: Any) -> Any:
     )  # fmt: skip
 
 
+def torch_stage() -> Any:
+    """PyTorch's stage. Before its first step torch 2.11 sends to all neighbours, in a V to the rank itself, too, which
+    gloo cannot and nobody needs."""
+    import torch.distributed as dist
+    from torch.distributed import pipelining
+
+    class Stage(pipelining.PipelineStage):
+        def _get_init_p2p_neighbors_ops(self) -> list[dist.P2POp]:
+            return [op for op in super()._get_init_p2p_neighbors_ops() if op.group_peer != self.group_rank]
+
+    return Stage
+
+
 class _Theirs:
     """The stages of this rank in torch's runtime."""
 
@@ -156,7 +169,7 @@ class _Theirs:
         slices = cut(case.model, schedule.stages)
         self.parameters = [parameter for stage in own for parameter in slices[stage].parameters()]
         stages = [
-            pipelining.PipelineStage(
+            torch_stage()(
                 slices[stage], stage, schedule.stages, torch.device("cpu"),
                 input_args=case.inner if stage else case.inputs[: len(case.inner)],
                 output_args=case.output if stage == last else case.inner,
