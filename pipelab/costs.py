@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from numbers import Rational
+from numbers import Rational, Real
 from statistics import median
 
 from pipelab.action import WORK, Action, B, F, I, R, W
@@ -218,5 +218,5 @@ def middle(values: Sequence[Number]) -> Number:
 
 
 def _refuse_negative(name: str, value: Number) -> None:
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name} must be a time of at least 0: got {value}")
+    if not isinstance(value, Real) or not 0 <= value < float("inf"):
+        raise ValueError(f"{name} must be a time of at least 0: got {value!r}")

@@ -263,7 +263,7 @@ def test_measured_takes_the_median_and_knows_only_what_it_saw():
         Costs.measured(Trace("t", "wall", (1,), ()))
 
 
-@pytest.mark.parametrize("wrong", [-1, float("nan"), float("inf"), -0.5])
+@pytest.mark.parametrize("wrong", [-1, float("nan"), float("inf"), -0.5, "1", None])
 def test_costs_that_are_no_times_are_refused(wrong):
     for make in (
         lambda: Costs.uniform(F=wrong),

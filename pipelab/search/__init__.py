@@ -68,7 +68,8 @@ def find(
     """The shortest schedule found for these costs within this memory, with one stage a rank or with `chunks` of them.
 
     `memory_limit` is in whole micro-batches' activations, for all ranks or one per rank (default: P); a micro-batch
-    takes 1 from the start of F to the end of I, then `weight_memory` to the end of W (a chunk its share of that).
+    takes 1 from the start of F to the end of I, then `weight_memory` to the end of W (a chunk its share of that). Both
+    are kept to the last bit: the float 0.8 is a little more than Fraction(4, 5), five of which fit into 4.
     `objective` is "span", the longest time from a rank's own first start to its own last end, or "step", the makespan.
 
     It is never longer than a published order of as many chunks that fits, nor, up to 100,000 actions, than the
