@@ -35,18 +35,18 @@ class LabResult:
         return self.error is None
 
 
-def find_labs(only: str | None = None) -> list[Path]:
-    """The notebooks in order, or those whose name starts with `only`.
+def find_labs(*only: str) -> list[Path]:
+    """The notebooks in order, or those whose name starts with one of `only`.
 
-    Raises ValueError when there is none, naming those that there are.
+    Raises ValueError where there is none, or none that starts so, naming those that there are.
     """
     labs = sorted(FOLDER.glob("[0-9]*.ipynb"))
-    chosen = [lab for lab in labs if only is None or lab.name.startswith(only)]
     if not labs:
         raise ValueError("the labs are not beside the package; run from a clone of the project")
-    if not chosen:
-        raise ValueError(f"no lab starts with {only!r}; there are {', '.join(lab.stem for lab in labs)}")
-    return chosen
+    for start in only:
+        if not any(lab.name.startswith(start) for lab in labs):
+            raise ValueError(f"no lab starts with {start!r}; there are {', '.join(lab.stem for lab in labs)}")
+    return [lab for lab in labs if not only or lab.name.startswith(only)]
 
 
 def refuse_unknown_parameters(labs: list[Path], parameters: Mapping[str, Any]) -> None:

@@ -77,6 +77,7 @@ def test_labs_are_found_in_order_and_by_how_their_name_starts(course):
         course(name)
     assert [lab.stem for lab in labs.find_labs()] == ["01_first", "02_second"]
     assert [lab.stem for lab in labs.find_labs("02")] == ["02_second"]
+    assert [lab.stem for lab in labs.find_labs("02", "01")] == ["01_first", "02_second"]
     with pytest.raises(ValueError, match="no lab starts with '03'; there are 01_first, 02_second"):
         labs.find_labs("03")
 

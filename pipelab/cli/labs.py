@@ -14,7 +14,8 @@ EXAMPLE = "pipelab labs --only 01 --out executed --html"
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """The options of `pipelab labs`."""
-    command.add_argument("--only", metavar="NAME", help="only the labs whose name starts so, as in 01")
+    command.add_argument("--only", action="append", default=[], metavar="NAME",
+                         help="only the labs whose name starts so, as in 01; may be given several times")  # fmt: skip
     command.add_argument("--out", type=Path, metavar="DIR", help="keep the executed notebooks in this folder")
     command.add_argument("-p", dest="parameters", action="append", default=[], metavar="NAME=VALUE",
                          help="set a parameter of the labs; may be given several times")  # fmt: skip
@@ -33,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     if options.out is not None and options.out.exists() and not options.out.is_dir():
         raise CommandError(f"--out {options.out} is a file; give the name of a folder")
     parameters = dict(_assignment(text) for text in options.parameters)
-    chosen = find_labs(options.only)
+    chosen = find_labs(*options.only)
     with (
         tempfile.TemporaryDirectory() as spare,
         tqdm(total=len(chosen), unit="lab", file=sys.stderr, delay=2) as bar,

@@ -74,9 +74,10 @@ def find(
 
     It is never longer than a published order of as many chunks that fits, nor, up to 100,000 actions, than the
     published heuristic within these limits (`waves`). More memory never makes it longer with one limit for all ranks,
-    nor with a list up to five ranks and 500 actions; with longer lists it rarely does (`ladder` says why). All times
-    are compared exactly where the costs are exact. With several chunks the published orders, two in a V or any number
-    in a loop, are improved; and it is never longer than with one (`joined`). Raises ValueError with the remedy.
+    nor with a list up to four ranks and 1,000 actions; beyond, a list that grows hardly ever does (`ladder` says why).
+    All times are compared exactly where the costs are exact. With several chunks the published orders, two in a V or
+    any number in a loop, are improved; and it is never longer than with one (`joined`). Raises ValueError with the
+    remedy.
 
     >>> found = find(4, 8, memory_limit=7)
     >>> found.length, found.lower_bound, found.gap

@@ -84,12 +84,12 @@ def below(problem: Problem) -> Number:
     None with one limit for all ranks, where `shapes` has all that more memory must not lose.
 
     >>> from pipelab.placement import Placement
-    >>> [below(Problem.of(Placement.loop(P), 8, memory_limit=[3] + [2] * (P - 1))) for P in (5, 6)]
+    >>> [below(Problem.of(Placement.loop(P), 8, memory_limit=[3] + [2] * (P - 1))) for P in (4, 5)]
     [inf, 300000]
     """
     if problem.chunks > 1 or problem.actions > VAST:
         return 0
-    if problem.ranks <= FEW and problem.actions <= SMALL // 2:
+    if problem.ranks <= FEW and problem.actions <= SMALL:
         return NEVER
     return max(LETTERS, len(HABITS) * problem.actions) if len(set(problem.limits)) > 1 else 0
 
@@ -113,7 +113,7 @@ LEVELS, GLANCES = 200_000, 300_000
 """Further levels, and uneven limits, are as many as together have so many actions, or a few more."""
 
 
-FEW, LETTERS = 5, 300_000
+FEW, LETTERS = 4, 300_000
 """Up to so many ranks, on small shapes, all smaller lists get their waves; on more ranks those of so many letters, but
 at least all waves of one's own list."""
 
