@@ -8,9 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import settings
 
 from pipelab import clock, feed
 from pipelab.transport.memory import Mailboxes
+
+settings.register_profile("the same examples each time, on a machine of any speed", derandomize=True, deadline=None)
+settings.load_profile("the same examples each time, on a machine of any speed")
 
 OF_NOTEBOOKS = ("IPython", "anywidget", "ipywidgets", "nbformat", "papermill", "plotly")
 MISSING = {package for package in OF_NOTEBOOKS if find_spec(package) is None}

@@ -20,7 +20,7 @@ def rules(draw):
     return pl.Schedule.from_rule("random rule", placement, microbatches, lambda ready, moment: random.choice(ready))
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(max_examples=40)
 @given(st.one_of(legal_schedules(), rules()))
 def test_a_random_legal_order_validates_and_trains_to_the_gradients_of_plain_pytorch(schedule):
     threads = torch.get_num_threads()

@@ -61,7 +61,7 @@ def test_memory_is_the_leanest_of_all_cuts_and_then_the_shortest(name):
     assert found.step == pytest.approx(min(e.step for e in every if max(e.bytes) == leanest), rel=1e-8)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(NAMES), st.integers(1, 3), st.integers(1, 5), st.lists(st.integers(0, 9), min_size=6, max_size=7),
     st.integers(0, 2),

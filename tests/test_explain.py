@@ -17,7 +17,7 @@ from pipelab.lower import lower
 from pipelab.simulate import simulate_program
 from pipelab.trace import Span, Trace
 
-REPRODUCIBLE = settings(deadline=None, derandomize=True, max_examples=120)
+THOROUGH = settings(max_examples=120)
 NAMES = sorted(set(pl.SCHEDULES) - {"pipedream", "inference"})
 UNIT = pl.Costs.uniform()
 times = st.fractions(min_value=0, max_value=5, max_denominator=7)
@@ -71,7 +71,7 @@ def assert_it_adds_up(trace):
 # ------------------------------------------------------------------------------------------------- it adds up
 
 
-@REPRODUCIBLE
+@THOROUGH
 @given(simulated())
 def test_the_parts_sum_exactly_for_any_legal_schedule_and_costs_and_without_jitter(trace):
     why = assert_it_adds_up(trace)
@@ -79,13 +79,13 @@ def test_the_parts_sum_exactly_for_any_legal_schedule_and_costs_and_without_jitt
     assert why.replays.steady.makespan == trace.makespan
 
 
-@REPRODUCIBLE
+@THOROUGH
 @given(measured())
 def test_the_parts_sum_exactly_for_any_trace_with_delays_by_chance(trace):
     assert_it_adds_up(trace)
 
 
-@settings(REPRODUCIBLE, max_examples=30)
+@settings(THOROUGH, max_examples=30)
 @given(simulated(), measured())
 def test_the_difference_of_any_two_traces_is_the_sum_of_its_causes(one, other):
     assert sum(pl.explain(one, against=other).difference.values()) == one.makespan - other.makespan
@@ -202,13 +202,13 @@ def test_halves_that_the_trace_does_not_show_are_named_as_assumed():
 
 
 @given(st.lists(times, min_size=1, max_size=6), st.integers(1, 12))
-@REPRODUCIBLE
+@THOROUGH
 def test_cutting_a_model_again_keeps_its_work(work, stages):
     assert sum(recut(work, stages)) == sum(work) and len(recut(work, stages)) == stages
     assert recut(work, len(work)) == work
 
 
-@REPRODUCIBLE
+@THOROUGH
 @given(legal_schedules(most_pairs=2))
 def test_the_schedule_is_read_off_the_trace(schedule):
     assume(is_legal(schedule))
@@ -295,7 +295,7 @@ def test_the_sentence_of_a_difference():
     assert same.startswith("1f1b in simulated time takes 33, as long as the one it is compared with (33). 1f1b")
 
 
-@settings(REPRODUCIBLE, max_examples=30)
+@settings(THOROUGH, max_examples=30)
 @given(measured())
 def test_there_is_a_paragraph_a_table_and_a_dict_for_any_trace(trace):
     why = pl.explain(trace)

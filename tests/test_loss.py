@@ -16,7 +16,7 @@ def cut(tensor: torch.Tensor, sizes: list[int]) -> tuple[torch.Tensor, ...]:
     return torch.split(tensor, sizes)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 4), min_size=1, max_size=5),
     ignored=st.floats(0, 1),

@@ -183,7 +183,6 @@ elements = st.one_of(actions, st.builds(Pair, actions, actions))
 rows = st.lists(st.lists(elements, min_size=1, max_size=8).map(tuple), min_size=1, max_size=4).map(tuple)
 
 
-@settings(deadline=None, derandomize=True)
 @given(rows)
 def test_any_rows_survive_text_and_csv(rows):
     text = "\n".join(" ".join(map(str, row)) for row in rows)
@@ -193,7 +192,7 @@ def test_any_rows_survive_text_and_csv(rows):
     assert Schedule.from_csv(schedule.to_csv()) == schedule
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 6), st.integers(1, 9), st.integers(1, 3))
 def test_named_schedules_survive_text_and_csv(name, P, M, V):
     schedule = build(name, P, M, V if "chunks" in options_of(name) else None)

@@ -273,7 +273,7 @@ def test_several_stages_a_rank_are_never_longer_than_one(number, V):
         assert several.length <= one.length
 
 
-@settings(derandomize=True, max_examples=12, deadline=None, database=None)
+@settings(max_examples=12)
 @given(data=st.data(), weight=st.sampled_from([1, 0.5, 0.3]), objective=st.sampled_from(["span", "step"]))
 def test_limits_that_grow_anywhere_never_make_it_longer(data, weight, objective):
     P, quarters = 4, st.integers(4, 32)

@@ -143,7 +143,7 @@ def test_awkward_traces_are_drawn_all_the_same(trace, width):
 numbers = st.one_of(st.integers(0, 9), st.fractions(0, 9, max_denominator=12), st.floats(0, 9))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(["naive", "gpipe", "1f1b", "interleaved", "zb-h1"]),
     st.tuples(st.integers(1, 12), st.integers(1, 20)),
@@ -156,7 +156,7 @@ def test_no_line_is_too_long_and_no_bar_is_lost(name, size, costs, width, clock)
     text = timeline_text(trace, width)
     assert max(map(len, text.splitlines())) <= width
     for word in ("step", "span", "overhead", "makespan", "time"):
-        assert word in text
+        assert word in text.replace("\n", "")  # a line takes no overhead of a thousand million per cent
     if "each column" not in " ".join(text.split()):
         shortest = min(span.end - span.start for row in trace.compute for span in row)
         if shortest * (width - 9) > trace.makespan:  # each bar has a column at least

@@ -99,7 +99,7 @@ def test_named_schedules_take_the_same_time_in_three_simulators(costs):
         assert program.compute == trace.compute  # what each waited for, too
 
 
-@settings(deadline=None, derandomize=True, max_examples=150)
+@settings(max_examples=150)
 @given(legal_schedules(most_pairs=3), st.sampled_from(COSTS))
 def test_any_legal_schedule_takes_the_same_time_in_three_simulators(schedule, costs):
     try:

@@ -15,7 +15,7 @@ from pipelab.schedule import Schedule, ScheduleError
 from pipelab.schedules import build
 from pipelab.validate import MOST_REASONS, cycle, validate, waits
 
-REPRODUCIBLE = settings(deadline=None, derandomize=True, max_examples=150)
+THOROUGH = settings(max_examples=150)
 A_PLACE = re.compile(r"rank (\d+), position (\d+): ")
 AN_ACTION = re.compile(r"\b\d+[FBIW]\d+\b")
 
@@ -150,14 +150,14 @@ def runnable_pair(waiting, missing):
     return all(runnable(action, have, 8) for action in actions)
 
 
-@REPRODUCIBLE
+@THOROUGH
 @given(legal_schedules())
 def test_every_legal_order_on_any_placement_is_accepted(schedule):
     assert is_legal(schedule)
     assert validate(schedule) is schedule
 
 
-@REPRODUCIBLE
+@THOROUGH
 @given(st.one_of(mutated_schedules(), legal_schedules(most_pairs=3)))
 def test_a_mutant_is_refused_with_reasons_or_is_legal(schedule):
     try:
@@ -316,7 +316,7 @@ def test_a_deadlock_names_a_move_that_makes_the_schedule_legal():
     validate(Schedule.from_text("0F0 0B0 0F1 0B1\n1F0 1B0 1F1 1B1"))
 
 
-@REPRODUCIBLE
+@THOROUGH
 @given(mutated_schedules())
 def test_where_ranks_wait_for_one_another_the_cycle_is_closed(schedule):
     try:
