@@ -1,10 +1,14 @@
 """zb-auto: within its memory, never worse than what is published, never longer with more memory, above its bound."""
 
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from itertools import chain, product
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -27,6 +31,8 @@ from pipelab.search.waves import waves, waves_below, waves_within
 from pipelab.search.words import words
 from pipelab.simulate import simulate
 from pipelab.validate import validate
+
+ROOT = Path(__file__).parents[1]
 
 SHARE = Fraction(32, 74)
 """M_W / M_B = 32 h / (34 h + 5 a s): 5 a s is 40 h for both models (h 4096, a 32; h 5120, a 40; s 1024)."""
@@ -185,6 +191,31 @@ def test_the_waves_below_a_list_of_limits_are_those_of_every_smaller_list(shape)
     assert sent[:1] == [problem.length(played.ends) for played in waves(problem)][:1]
     assert sent == sorted(sent, reverse=True)
     assert min(sent, default=None) == min(every, default=None)
+
+
+def test_every_process_sends_the_same_waves_below_a_list():
+    """Whatever order its sets of words are in: ranks that build for themselves must come to the same rows."""
+    question = """if True:
+        import random
+        from pipelab.costs import Costs
+        from pipelab.placement import Placement
+        from pipelab.search.problem import Problem
+        from pipelab.search.waves import waves_below
+        for number in range(10):
+            draw = random.Random(number)
+            times = [[draw.randint(1, 9) for _ in range(3)] for _ in "FIW"]
+            limits = [draw.randint(2, 5) for _ in range(3)]
+            problem = Problem.of(Placement.loop(3), 6, Costs.per_stage(*times, hop=1), limits)
+            print(*waves_below(problem, shorter_than=1000))
+    """
+    answers = {
+        subprocess.run(
+            [sys.executable, "-c", question], env={**os.environ, "PYTHONHASHSEED": seed}, cwd=ROOT,
+            capture_output=True, text=True, check=True, timeout=120,
+        ).stdout
+        for seed in "0123"
+    }  # fmt: skip
+    assert len(answers) == 1 and answers != {""}
 
 
 @pytest.mark.parametrize("number", range(24))

@@ -99,7 +99,7 @@ def waves_below(problem: Problem, shorter_than: Number, letters: Number = NEVER)
             yield Played(wave.rows, wave.clock)
             shorter_than = min(shorter_than, problem.length(wave.clock))
         letters -= sum(map(len, wave.rows))
-        for habit in free & wave.asked:
+        for habit in sorted(free & wave.asked):  # in the same order in every process
             free -= {habit}
             ahead.appendleft((limits, least, habits._replace(**{habit: False}), free))
         for rank, need in enumerate(wave.needed):
